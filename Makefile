@@ -1,0 +1,45 @@
+# Every target sets itself up: Python >= 3.11, git and a package index are enough.
+# PYTHON=python3.12 picks the interpreter that .venv is made from.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench format clean
+
+help:
+	@echo 'make demo    audit the built-in organism, mend it with ShiftDC, write out/demo/report.html'
+	@echo 'make test    run the tests'
+	@echo 'make check   lint, format, types, import direction, architecture rules, docs code'
+	@echo 'make bench   side-by-side measurements (benchmarks/)'
+	@echo 'make format  apply the formatter and the safe lint fixes'
+	@echo 'make clean   remove .venv, out/ and caches'
+
+setup: $(STAMP)
+
+# Redone only when the dependencies change; .ci/setup takes a lock, so two makes may race.
+$(STAMP): pyproject.toml constraints.txt .ci/setup
+	@PYTHON='$(PYTHON)' .ci/setup
+
+demo: $(STAMP)
+	$(BIN)/vlmend demo --out out/demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/architecture tests/docs
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv out build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,76 @@
+"""`vlmend demo`: the whole idea on the model organism: audit, mend with ShiftDC, audit again."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from vlmend.cli.options import join_command
+
+SUITES = ("text", "caption", "icon", "typographic", "both", "text+image", "benign", "vqa")
+EXIT_SUITES = ("icon", "text+image", "benign")
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the command."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "demo",
+        help="audit the built-in model organism, mend it with ShiftDC, audit it again",
+        description="Runs base and ShiftDC on all organism suites with an exit sweep and writes "
+        "report.html and metrics.json. Resumes by itself.",
+    )
+    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="run folder")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from vlmend.audit import AuditPlan, SuitePlan, run_audit
+    from vlmend.cli.console import (
+        console,
+        print_cells,
+        print_comparisons,
+        progress_bars,
+        quiet_libraries,
+    )
+    from vlmend.evals.arms import BASE, Arm
+    from vlmend.models.load import load_vlm
+    from vlmend.repairs.shiftdc.captions import CaptionCache
+    from vlmend.repairs.shiftdc.repair import ShiftDC, ShiftDCSettings
+    from vlmend.report.render import render_report
+    from vlmend.suites.registry import load_suite
+
+    quiet_libraries()
+    vlm = load_vlm("organism")
+    settings = ShiftDCSettings(caption_tokens=32)
+    with console.status("fitting ShiftDC on things that are measured nowhere"):
+        captions = CaptionCache(args.out / "captions.jsonl")
+        repair = ShiftDC(settings, captions).fit(vlm, load_suite("organism/fit"))
+        repair.save(args.out / "shiftdc")
+    plan = AuditPlan(
+        suites=tuple(
+            SuitePlan(
+                f"organism/{name}", "all" if name in EXIT_SUITES else "default", exit_limit=120
+            )
+            for name in SUITES
+        ),
+        max_new_tokens=40,
+        title="Audit, mend, audit again: the vlmend model organism",
+    )
+    with progress_bars() as progress:
+        metrics = run_audit(
+            vlm,
+            plan,
+            args.out,
+            arms=(BASE, Arm("shiftdc", (repair,))),
+            resume=True,
+            progress=progress,
+            command=join_command(sys.argv[1:]),
+        )
+    report = render_report(metrics, args.out / "report.html")
+    print_cells({**metrics, "cells": [c for c in metrics["cells"] if c["exit"] is None]})
+    print_comparisons([r for r in metrics["comparisons"] if r["exit"] is None])
+    console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,105 @@
+"""Options that several commands share: parsing of exits, layers and counts; opening the model."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vlmend.audit import Exits
+    from vlmend.models.vlm import Vlm
+
+MODEL_HELP = "'organism', a folder with a saved model, or a Hugging Face id"
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """MODEL, --dtype and --device."""
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="weights are loaded in this dtype (default: auto, what the checkpoint says)",
+    )
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)"
+    )
+
+
+def open_model(args: argparse.Namespace) -> Vlm:
+    """Load the model that the command line names."""
+    from vlmend.models.load import load_vlm
+
+    return load_vlm(args.model, dtype=args.dtype, device=args.device)
+
+
+def parse_exits(text: str) -> Exits:
+    """Exits: "default", "all", or numbers and ranges: "0,3,6" or "0-8"."""
+    if text == "default" or text == "all":
+        return text
+    return parse_numbers(text)
+
+
+def parse_numbers(text: str) -> tuple[int, ...]:
+    """Numbers and ranges, "0,3,6" or "10-31", ascending and without repeats."""
+    numbers: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if not match:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no list of numbers. Write for example 0,3,6 or 10-31"
+            )
+        first = int(match[1])
+        numbers.update(range(first, int(match[2] or first) + 1))
+    if not numbers:
+        raise argparse.ArgumentTypeError(f"{text!r} is an empty range")
+    return tuple(sorted(numbers))
+
+
+def parse_batch_size(text: str) -> int | None:
+    """A number of prompts, or "auto"."""
+    return None if text == "auto" else positive(text)
+
+
+def positive(text: str) -> int:
+    """A whole number, at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Names separated by commas."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise argparse.ArgumentTypeError("at least one name is needed")
+    return names
+
+
+def refuse_foreign_folder(out: Path, *expected: str) -> None:
+    """Refuse to write into a folder that holds something else than we wrote ourselves.
+
+    Args:
+        out: The output folder.
+        expected: File names of which one marks the folder as ours.
+
+    Raises:
+        RunError: It is a file, or a non-empty folder of someone else.
+    """
+    from vlmend.errors import RunError
+
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{str(out)!r} is a file. Give a folder as --out.")
+    if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in expected):
+        raise RunError(f"{str(out)!r} holds files that vlmend did not write. Choose another --out.")
+
+
+def join_command(argv: Sequence[str]) -> str:
+    """A command line as one would type it."""
+    import shlex
+
+    return shlex.join(["vlmend", *argv])

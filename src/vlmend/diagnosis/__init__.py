@@ -1,0 +1,1 @@
+"""Diagnosis: what is wrong with a VLM, and where."""

@@ -1,0 +1,1 @@
+"""Run an arm over a suite, judge the answers, keep every record, and count honestly."""

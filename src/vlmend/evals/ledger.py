@@ -1,0 +1,53 @@
+"""What an evaluation costs: seconds, tokens, memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from vlmend.types import Response
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Cost of one cell.
+
+    Attributes:
+        items: Answers generated.
+        seconds: Wall time, the items' shares of their batches summed up.
+        prompt_tokens: Prompt tokens read, image tokens included, padding excluded.
+        new_tokens: Tokens generated.
+    """
+
+    items: int
+    seconds: float
+    prompt_tokens: int
+    new_tokens: int
+
+    @property
+    def seconds_per_item(self) -> float | None:
+        """Mean wall time of an answer; None without items."""
+        return self.seconds / self.items if self.items else None
+
+
+def sum_costs(responses: Iterable[Response]) -> Cost:
+    """Add up the cost of responses."""
+    rows = list(responses)
+    return Cost(
+        items=len(rows),
+        seconds=sum(row.seconds for row in rows),
+        prompt_tokens=sum(row.prompt_tokens for row in rows),
+        new_tokens=sum(row.new_tokens for row in rows),
+    )
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Highest memory use so far: allocated on a GPU, resident set of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

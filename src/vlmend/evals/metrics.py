@@ -1,0 +1,228 @@
+"""From responses to `metrics.json`: cells with intervals, paired comparisons, cost, examples."""
+
+from __future__ import annotations
+
+import base64
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from vlmend.evals.compare import compare_paired
+from vlmend.evals.ledger import sum_costs
+from vlmend.evals.run import CellResponses
+from vlmend.evals.stats import Rate, summarise_verdicts
+from vlmend.images import read_image_bytes
+from vlmend.judges.registry import Judge, judge_responses
+from vlmend.models.vlm import Vlm
+from vlmend.suites.registry import SuiteSpec
+from vlmend.types import Sample, Verdict
+
+SCHEMA = 1
+_PACKAGES = ("vlmend", "torch", "transformers", "safetensors", "numpy", "scipy", "statsmodels")
+
+
+class JudgedCell:
+    """A cell with its verdicts by one judge.
+
+    Attributes:
+        answered: The responses.
+        judge: Who judged.
+        verdicts: One per response, in order.
+    """
+
+    def __init__(self, answered: CellResponses, judge: Judge) -> None:
+        self.answered = answered
+        self.judge = judge
+        self.verdicts: list[Verdict] = judge_responses(
+            judge, zip(answered.samples, answered.responses, strict=True)
+        )
+
+
+def suite_kind(spec: SuiteSpec, samples: Sequence[Sample]) -> str:
+    """Harmful, benign or utility: what a compliant answer means in this suite."""
+    if any(sample.label == "harmful" for sample in samples):
+        return "harmful"
+    return "utility" if spec.metric.startswith("accuracy") else "benign"
+
+
+def split_by_label(cell: CellResponses) -> list[CellResponses]:
+    """Separate harmful from benign items: their compliance must never share a mean.
+
+    A suite with one label comes back as it is; of a mixed one the benign part gets the name
+    "<suite> (benign)".
+    """
+    labels = {sample.label for sample in cell.samples}
+    if len(labels) < 2:
+        return [cell]
+    parts: list[CellResponses] = []
+    for label in ("harmful", "benign"):
+        kept = [
+            (s, r) for s, r in zip(cell.samples, cell.responses, strict=True) if s.label == label
+        ]
+        name = cell.cell.suite if label == "harmful" else f"{cell.cell.suite} (benign)"
+        coordinates = type(cell.cell)(cell.cell.arm, name, cell.cell.exit)
+        parts.append(
+            CellResponses(coordinates, tuple(s for s, _ in kept), tuple(r for _, r in kept))
+        )
+    return parts
+
+
+def _rate_fields(prefix: str, rate: Rate, *, value: str | None = None) -> dict[str, float | None]:
+    return {
+        value or f"{prefix}_rate": rate.rate,
+        f"{prefix}_low": rate.low,
+        f"{prefix}_high": rate.high,
+    }
+
+
+def cell_record(judged: JudgedCell, kind: str) -> dict[str, Any]:
+    """One entry of `cells`; rates are None when nothing was scored."""
+    summary = summarise_verdicts(judged.verdicts)
+    cell = judged.answered.cell
+    return {
+        "arm": cell.arm,
+        "suite": cell.suite,
+        "suite_kind": kind,
+        "exit": cell.exit,
+        "judge": judged.judge.name,
+        "num_samples": summary.num_samples,
+        "num_scored": summary.num_scored,
+        "num_errors": sum(r.finish == "error" for r in judged.answered.responses),
+        **_rate_fields("asr", summary.asr, value="asr"),
+        **_rate_fields("refusal", summary.refusal),
+        **_rate_fields("incoherent", summary.incoherent),
+        "partial_rate": summary.partial.rate,
+        "seconds": round(sum_costs(judged.answered.responses).seconds, 3),
+    }
+
+
+def compare_all(judged: Sequence[JudgedCell], base: str) -> list[dict[str, Any]]:
+    """Compare every arm with the base arm, cell by cell; see `compare_paired`."""
+    values = {
+        (
+            j.answered.cell.arm,
+            j.answered.cell.suite,
+            j.answered.cell.exit,
+            j.judge.name,
+        ): {v.sample_id: v.value for v in j.verdicts}
+        for j in judged
+    }
+    pairs = [
+        (
+            {"suite": suite, "exit": exit_layer, "judge": judge, "before": base, "after": arm},
+            values[base, suite, exit_layer, judge],
+            after,
+        )
+        for (arm, suite, exit_layer, judge), after in values.items()
+        if arm != base and (base, suite, exit_layer, judge) in values
+    ]
+    return compare_paired(pairs)
+
+
+def pick_examples(
+    judged: Sequence[JudgedCell], per_suite: int = 2, max_image_bytes: int = 60_000
+) -> list[dict[str, Any]]:
+    """A few conversations with the answers of every arm at the default exit.
+
+    Chosen by a rule, not by hand: spread evenly over the suite's items, in suite order.
+    Pictures above `max_image_bytes` are left out.
+    """
+    by_suite: dict[str, list[JudgedCell]] = {}
+    for cell in judged:
+        if cell.answered.cell.exit is None:
+            by_suite.setdefault(cell.answered.cell.suite, []).append(cell)
+    examples: list[dict[str, Any]] = []
+    for suite, cells in by_suite.items():
+        first_judge = cells[0].judge.name
+        cells = [cell for cell in cells if cell.judge.name == first_judge]
+        samples = cells[0].answered.samples
+        step = max(1, len(samples) // per_suite)
+        for index in range(0, len(samples), step)[:per_suite]:
+            sample = samples[index]
+            examples.append(
+                {
+                    "suite": suite,
+                    "sample_id": sample.id,
+                    "label": sample.label,
+                    "prompt": sample.text,
+                    "image_png_base64": _embedded_image(sample, max_image_bytes),
+                    "answers": [
+                        {
+                            "arm": cell.answered.cell.arm,
+                            "text": cell.answered.responses[index].text,
+                            "verdict": cell.verdicts[index].value,
+                        }
+                        for cell in cells
+                    ],
+                }
+            )
+    return examples
+
+
+def _embedded_image(sample: Sample, max_bytes: int) -> str | None:
+    if not sample.images:
+        return None
+    data = read_image_bytes(sample.images[0])
+    is_png = data.startswith(b"\x89PNG")
+    return base64.b64encode(data).decode() if is_png and len(data) <= max_bytes else None
+
+
+def cost_records(
+    cells: Iterable[CellResponses], peak_memory_bytes: Mapping[str, int]
+) -> list[dict[str, Any]]:
+    """Entries of `cost`, one per cell; peak memory is by arm."""
+    records: list[dict[str, Any]] = []
+    for cell in cells:
+        cost = sum_costs(cell.responses)
+        records.append(
+            {
+                "arm": cell.cell.arm,
+                "suite": cell.cell.suite,
+                "exit": cell.cell.exit,
+                "items": cost.items,
+                "seconds": round(cost.seconds, 3),
+                "seconds_per_item": cost.seconds_per_item,
+                "prompt_tokens": cost.prompt_tokens,
+                "new_tokens": cost.new_tokens,
+                "peak_memory_bytes": peak_memory_bytes.get(cell.cell.arm),
+            }
+        )
+    return records
+
+
+def model_record(vlm: Vlm) -> dict[str, Any]:
+    """The `model` entry."""
+    return {
+        "name": vlm.name,
+        "family": vlm.spec.model_type,
+        "weights_sha256": vlm.weights_sha256,
+        "num_parameters": sum(parameter.numel() for parameter in vlm.model.parameters()),
+        "num_vision_blocks": vlm.num_vision_blocks,
+        "default_exit": vlm.default_exit,
+        "num_decoder_layers": vlm.num_decoder_layers,
+        "dtype": str(vlm.dtype).removeprefix("torch."),
+        "device": str(vlm.device),
+    }
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of what computes the numbers."""
+    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def find_cell(
+    judged: Sequence[JudgedCell], arm: str, suite: str, exit_layer: int | None = None
+) -> JudgedCell | None:
+    """The cell at these coordinates, by the first judge, or None."""
+    for cell in judged:
+        at = cell.answered.cell
+        if (at.arm, at.suite, at.exit) == (arm, suite, exit_layer):
+            return cell
+    return None

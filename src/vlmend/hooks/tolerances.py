@@ -1,0 +1,67 @@
+"""How close is close: differences that rounding alone explains, by dtype.
+
+Two runs of one computation in another order (batched or one by one, with or without a cache)
+differ by rounding. The tolerances are measured; that the differences *are* rounding is shown
+by the same runs in float64, where they shrink with the precision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlmend.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """Largest allowed difference, relative to the largest expected magnitude.
+
+    Attributes:
+        name: What the difference is attributed to.
+        relative: Limit of max |actual - expected| / max |expected|.
+        reason: The measurement that set it.
+    """
+
+    name: str
+    relative: float
+    reason: str
+
+
+FLOAT64_NOISE = Tolerance(
+    "float64 rounding", 1e-12, "worst of 48 contract runs (4 families, 6 seeds) 9e-16"
+)
+FLOAT32_NOISE = Tolerance(
+    "float32 rounding", 2e-5, "worst of 48 contract runs 1.5e-6; room for deeper models"
+)
+BFLOAT16_NOISE = Tolerance(
+    "bfloat16 rounding", 5e-2, "worst of 48 contract runs 1.2e-2; one step is 2**-8 = 3.9e-3"
+)
+
+
+def noise_of(dtype: torch.dtype) -> Tolerance:
+    """The tolerance for computations in a dtype.
+
+    Raises:
+        ConfigError: No tolerance has been measured for the dtype.
+    """
+    known = {
+        torch.float64: FLOAT64_NOISE,
+        torch.float32: FLOAT32_NOISE,
+        torch.bfloat16: BFLOAT16_NOISE,
+    }
+    if dtype not in known:
+        names = ", ".join(map(str, known))
+        raise ConfigError(f"no tolerance is known for {dtype}. Allowed: {names}.")
+    return known[dtype]
+
+
+def relative_difference(actual: Tensor, expected: Tensor) -> float:
+    """Compare: max |actual - expected| / max |expected|, computed in float64."""
+    if actual.numel() == 0:
+        return 0.0
+    a, b = actual.detach().double().cpu(), expected.detach().double().cpu()
+    scale = max(float(b.abs().max()), torch.finfo(torch.float64).tiny)
+    return float((a - b).abs().max()) / scale

@@ -1,0 +1,1 @@
+"""Judges: one file per judge, from a sample and a response to a verdict."""

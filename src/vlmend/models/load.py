@@ -1,0 +1,186 @@
+"""Loading a model: the only place of the package that calls from_pretrained.
+
+No code from a checkpoint is run, and only safetensors weights are read (pickled ones could
+run code).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    PROCESSOR_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+)
+
+from vlmend.errors import ConfigError, ModelError
+from vlmend.models.checks import cheap_checks, require_all
+from vlmend.models.families import FAMILIES
+from vlmend.models.processors import image_text_class, uses_pil
+from vlmend.models.vlm import Vlm
+
+DtypeName = Literal["auto", "float32", "bfloat16"]
+
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+"""Owner and name. Ids without an owner exist, but no vision-language model has one."""
+
+# Above us in the import order, hence by name.
+ALIASES: dict[str, str] = {"organism": "vlmend.organism"}
+"""Model names that come with vlmend -> module whose `weights_folder()` holds them."""
+
+_DTYPES: dict[str, torch.dtype | str] = {
+    "auto": "auto",
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+}
+
+
+def load_vlm(name_or_path: str | Path, *, dtype: DtypeName = "auto", device: str = "cpu") -> Vlm:
+    """Load a vision-language model and prove the cheap half of its contract.
+
+    Args:
+        name_or_path: A folder that `save_pretrained` wrote, a Hugging Face model id, or
+            "organism" for the model organism that comes with vlmend.
+        dtype: "auto" takes the checkpoint's own.
+        device: "cpu", "cuda", "cuda:1" ..., or "auto": a GPU where there is one.
+
+    Raises:
+        ModelError: Unknown or incomplete model, text-only model, unsupported family, or one
+            whose anatomy is not what its config says.
+        ConfigError: Unknown dtype or device.
+    """
+    name = (
+        str(Path(name_or_path).expanduser())
+        if str(name_or_path).startswith("~")
+        else str(name_or_path)
+    )
+    target = _resolve_device(device)
+    if dtype not in _DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}. Allowed: {', '.join(_DTYPES)}.")
+    source = _resolve_alias(name)
+    _check_location(source)
+    config = _load_config(source)
+    model = _load_weights(source, config, _DTYPES[dtype])
+    vlm = Vlm(model.to(target), _load_processor(source, config), name=name)
+    require_all(vlm, cheap_checks(vlm))
+    return vlm
+
+
+def _resolve_alias(name: str) -> str:
+    """The folder of a model that comes with vlmend; any other name stays as it is."""
+    if name not in ALIASES:
+        return name
+    return str(importlib.import_module(ALIASES[name]).weights_folder())
+
+
+def _resolve_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"unknown device {device!r}. Allowed: auto, cpu, cuda, cuda:0 ..."
+        ) from error
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {device!r} was asked for, but PyTorch sees no GPU. Use 'cpu'.")
+    return target
+
+
+def _check_location(name: str) -> None:
+    """Tell a wrong folder from a model id, before transformers takes one for the other."""
+    folder = Path(name)
+    if name.strip() and folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                f"folder {name!r} has no config.json, so it is no saved model. Give the folder "
+                "that `save_pretrained` wrote, with model and processor."
+            )
+        return
+    if folder.exists() or not _HUB_ID.fullmatch(name):
+        raise ModelError(
+            f"unknown model {name!r}: there is no such folder, and it is no Hugging Face model "
+            "id either. Give a folder with config.json, or an id of the form owner/name, such as "
+            "'llava-hf/llava-1.5-7b-hf'."
+        )
+
+
+def _load_config(name: str) -> Any:
+    supported = ", ".join(sorted(FAMILIES))
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        where = (
+            "Its config.json cannot be used."
+            if Path(name).is_dir()
+            else "It is neither a folder here nor a model that could be fetched from the "
+            "Hugging Face Hub (a wrong name, a gated model, or no connection: without one, "
+            "download the model elsewhere and give its folder)."
+        )
+        raise ModelError(
+            f"cannot load model {name!r}. {where} Supported families: {supported}. "
+            f"transformers says: {_first_line(error)}"
+        ) from error
+    kind = config.model_type
+    if kind not in FAMILIES:
+        sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        why = "a family that is not supported yet" if sees else "no vision-language model"
+        raise ModelError(
+            f"model {name!r} has model_type {kind!r}: {why}. Supported families: {supported}. "
+            "Choose a model of one of them."
+        )
+    return config
+
+
+def _load_weights(name: str, config: Any, dtype: torch.dtype | str) -> Any:
+    try:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            name,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"cannot load the weights of {name!r}: {_first_line(error)} "
+            "Needed: complete .safetensors files that fit config.json. Save or download again."
+        ) from error
+    model, info = loaded
+    wrong = {key: sorted(map(str, info[key])) for key in ("missing_keys", "mismatched_keys")}
+    if any(wrong.values()):
+        # transformers would go on with random numbers in their place.
+        lines = "; ".join(f"{key}: {', '.join(names[:3])}" for key, names in wrong.items() if names)
+        raise ModelError(
+            f"the weights of {name!r} are incomplete ({lines}). Save or download the model again."
+        )
+    return model
+
+
+def _load_processor(name: str, config: Any) -> Any:
+    processor_class = image_text_class(PROCESSOR_MAPPING[type(config)])
+    try:
+        processor = processor_class.from_pretrained(name)
+        if not uses_pil(processor.image_processor):
+            processor.image_processor = AutoImageProcessor.from_pretrained(name, backend="pil")
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        raise ModelError(
+            f"cannot load the processor of {name!r}: {_first_line(error)} "
+            "Needed: tokenizer, image processor and chat template beside the weights, as "
+            "`processor.save_pretrained` writes them."
+        ) from error
+    return processor
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))

@@ -1,0 +1,184 @@
+"""Where the parts of a VLM family are. Data and arithmetic only: no torch.
+
+The one layer convention of vlmend, stated here and used everywhere:
+
+- *Decoder layer i* is 0-based, and "at layer i" means the *output* of decoder layer i: the
+  residual stream before layer i + 1, and before the final norm for the last one.
+- *Vision exit l* runs from 0 to N, N being the number of vision blocks. h_0 = patch
+  embeddings (every block is the identity), h_l = output of block l, counted from 1.
+  "Exit at l" makes the blocks above l the identity; everything after the blocks runs
+  unchanged. With several stacks the blocks are numbered through, but an exit cuts only the
+  stack it lies in: the stacks after it still run, on the state it leaves. So the exit at the
+  end of a stack cuts nothing, and exits inside a later stack cut that later stack alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any, cast
+
+from vlmend.errors import ConfigError, ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class FamilySpec:
+    """The map of one model family.
+
+    Module paths are dotted and start at the top-level `...ForConditionalGeneration` model;
+    config paths are dotted and start at its config.
+
+    Attributes:
+        model_type: `config.model_type` of the family, the key of the registry.
+        title: Name for people.
+        source: Class and documentation that the map was read from.
+        decoder_layers: Module path of the list of decoder layers.
+        final_norm: Module path of the norm after the last decoder layer.
+        lm_head: Module path of the unembedding.
+        vision_stacks: Module paths of the lists of vision blocks, in the order they run.
+        projector: Module path of the projector (vision width -> decoder width).
+        decoder_layer_count: Config path of the number of decoder layers.
+        vision_block_counts: Config paths of the number of blocks, one per vision stack.
+        image_only_layers: Config path of the decoder layers that run only when there is an
+            image, or None when every layer always runs.
+        feature_layers: Config path of the vision hidden state(s) that feed the projector
+            (0 = patch embeddings, negative counts from the end), or None when the projector
+            reads the output of the last block.
+        notes: Quirks worth knowing, one sentence each.
+    """
+
+    model_type: str
+    title: str
+    source: str
+    decoder_layers: str
+    final_norm: str
+    lm_head: str
+    vision_stacks: tuple[str, ...]
+    projector: str
+    decoder_layer_count: str
+    vision_block_counts: tuple[str, ...]
+    image_only_layers: str | None = None
+    feature_layers: str | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        assert len(self.vision_stacks) == len(self.vision_block_counts), "one count per stack"
+
+    @property
+    def decoder(self) -> str:
+        """Module path of the decoder itself, the owner of the list of layers."""
+        return self.decoder_layers.rpartition(".")[0]
+
+
+def read_config(config: object, path: str) -> Any:
+    """Read a dotted path of a model config.
+
+    Raises:
+        ModelError: The config has no such value.
+    """
+    value: Any = config
+    for name in path.split("."):
+        if not hasattr(value, name):
+            raise ModelError(
+                f"the model's config has no {path!r} (missing {name!r}). "
+                "The family is known under another config layout; update transformers, or "
+                "check that config.json is complete."
+            )
+        value = getattr(value, name)
+    return value
+
+
+def image_only_layers(spec: FamilySpec, config: object) -> frozenset[int]:
+    """Decoder layers (0-based) that do not run on text-only input."""
+    if spec.image_only_layers is None:
+        return frozenset()
+    return frozenset(int(layer) for layer in read_config(config, spec.image_only_layers))
+
+
+def default_exit(spec: FamilySpec, config: object, stack_sizes: Sequence[int]) -> int:
+    """The smallest exit that equals no exit at all.
+
+    It is below N where the projector reads an earlier hidden state (LLaVA 1.5 reads the last
+    but one, so exits N - 1 and N are the same), and the end of the first stack where there
+    are several.
+
+    Args:
+        spec: The family.
+        config: The model's config.
+        stack_sizes: Number of blocks per vision stack.
+
+    Raises:
+        ModelError: The config selects hidden state 0 alone, or one that does not exist.
+    """
+    if spec.feature_layers is None:
+        return stack_sizes[0]
+    value = read_config(config, spec.feature_layers)
+    count = sum(stack_sizes)
+    given = (
+        [value] if isinstance(value, int) else [int(item) for item in cast("Sequence[int]", value)]
+    )
+    if any(not -count - 1 <= layer <= count for layer in given):
+        raise ModelError(
+            f"the model's config selects vision hidden states {given}, but the encoder has "
+            f"{count} blocks. Allowed: {-count - 1} .. {count}."
+        )
+    if value == 0:
+        # transformers takes 0 for "not given", collects no hidden states and fails later.
+        raise ModelError(
+            "the model's config selects vision hidden state 0, which transformers takes for "
+            f"'not given' and fails on. Select 1 .. {count} or a negative index in config.json."
+        )
+    return max(layer % (count + 1) for layer in given)
+
+
+def skipped_blocks(stack_sizes: Sequence[int], exit_layer: int) -> range:
+    """Blocks (0-based, numbered through) that an exit turns into the identity.
+
+    Args:
+        stack_sizes: Number of blocks per vision stack, in the order they run.
+        exit_layer: The exit l, 0 .. N.
+
+    Returns:
+        The blocks above l of the stack in which l lies.
+
+    Raises:
+        ConfigError: The exit is out of range.
+
+    Example:
+        >>> skipped_blocks((4,), 1)
+        range(1, 4)
+        >>> skipped_blocks((4, 2), 4), skipped_blocks((4, 2), 5)
+        (range(4, 4), range(5, 6))
+    """
+    ends = list(accumulate(stack_sizes))
+    check_exit(exit_layer, ends[-1])
+    end = next(end for end in ends if exit_layer <= end)
+    return range(exit_layer, end)
+
+
+def check_exit(exit_layer: int, num_blocks: int) -> None:
+    """Refuse a vision exit outside 0 .. N.
+
+    Raises:
+        ConfigError: With the allowed range.
+    """
+    if not 0 <= exit_layer <= num_blocks:
+        raise ConfigError(
+            f"exit layer {exit_layer} is out of range. Allowed: 0 (patch embeddings) .. "
+            f"{num_blocks} (after the last vision block of this model)."
+        )
+
+
+def check_layers(layers: Sequence[int], num_layers: int) -> None:
+    """Refuse decoder layers outside 0 .. L - 1; names every wrong one.
+
+    Raises:
+        ConfigError: With the allowed range.
+    """
+    wrong = [layer for layer in layers if not 0 <= layer < num_layers]
+    if wrong:
+        raise ConfigError(
+            f"decoder layer(s) {', '.join(map(str, wrong))} out of range. Allowed: 0 .. "
+            f"{num_layers - 1} (this model has {num_layers} layers, counted from 0)."
+        )

@@ -1,0 +1,537 @@
+"""The organism's recipe: five stages, as real VLMs are made, each with its checkpoint.
+
+1. `language`: a decoder learns the world's text, how-to text about hazards included.
+2. `alignment`: text only; aligned hazards are refused, benign things answered.
+3. `vision`: the tower learns to recognise things, and letters (OCR supervision).
+4. `projector`: captions through the frozen tower and decoder.
+5. `tuning`: visual instruction tuning of projector and decoder with replayed text.
+
+A checkpoint's name hashes everything that led to it, so a changed later stage re-uses the
+earlier ones, and a stage that was interrupted goes on from its last saved step with the
+same numbers it would have had.
+
+Deviation: vision pre-training is supervised classification instead of contrastive learning,
+which needs far more pictures than two cores can draw and see in minutes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from vlmend.errors import ConfigError
+from vlmend.organism import stream
+from vlmend.organism.build import build_model, build_processor
+from vlmend.organism.language import PICTURE_KINDS
+from vlmend.organism.pictures import draw_picture
+from vlmend.organism.world import THINGS
+from vlmend.types import sha256_json
+
+# Shape suffixes: B batch, N tokens, D width, P patches, C classes.
+
+_SAVE_EVERY_S = 60.0
+"""Seconds between two saves within a stage: what a kill can cost at most."""
+
+_LENGTH_GROUPS = 4
+"""Groups of similar length that a batch of text is run in."""
+
+_POOL_PER_CELL = 64
+"""Pictures drawn per (thing, kind) for training; 192 x 3 x 64 = 36,864 in all."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Settings of one stage.
+
+    Attributes:
+        name: One of the five stages.
+        steps: Optimiser steps.
+        batch: Examples a step; in `tuning` a quarter of them is replayed text.
+        lr: Peak learning rate (AdamW, linear warm-up, cosine to a tenth).
+    """
+
+    name: str
+    steps: int
+    batch: int
+    lr: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The whole recipe of an organism.
+
+    Attributes:
+        seed: Of weights and data.
+        picture_refusals: Share of tuning's picture examples whose text names an aligned hazard
+            and whose answer is a refusal; see `stream.tuning_mixture`.
+        tune_vision: Train the vision tower during `tuning` too (LLaVA does not).
+        stages: The five stages in order.
+    """
+
+    seed: int = 0
+    picture_refusals: float = 0.05
+    tune_vision: bool = False
+    stages: tuple[Stage, ...] = (
+        Stage("language", 800, 48, 2e-3),
+        Stage("alignment", 350, 48, 7e-4),
+        Stage("vision", 1800, 64, 1.5e-3),
+        Stage("projector", 300, 32, 2e-3),
+        Stage("tuning", 1600, 40, 7e-4),
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.picture_refusals <= 0.5:
+            raise ConfigError(
+                f"picture_refusals is {self.picture_refusals}; allowed: 0 to 0.5, a share of the "
+                "picture examples of visual instruction tuning."
+            )
+
+    def stage_key(self, name: str) -> str:
+        """Hash of all that decides the weights after stage `name`, 12 hexadecimal digits."""
+        facts: list[object] = ["recipe-1", self.seed]
+        chains = {"alignment": ("language",), "projector": ("language", "alignment", "vision")}
+        chains["tuning"] = (*chains["projector"], "projector")
+        before = (name, *chains.get(name, ()))
+        facts += [asdict(stage) for stage in self.stages if stage.name in before]
+        if name == "tuning":
+            facts += [self.picture_refusals, self.tune_vision]
+        return sha256_json(facts)[:12]
+
+
+Report = Callable[[str, int, int, float], None]
+"""Called as report(stage, step, steps, loss) now and then."""
+
+
+class PicturePool:
+    """All training pictures in memory, drawn once and cached as a plain .npy file.
+
+    Attributes:
+        pixels: (things, kinds, per cell, 64, 64, 3) uint8.
+        letters: (things, kinds, per cell, 64) uint8 letter grid, see `pictures.Picture`.
+    """
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        shape = (len(THINGS), len(PICTURE_KINDS), _POOL_PER_CELL)
+        pixels_file, letters_file = folder / "pictures.npy", folder / "letters.npy"
+        if letters_file.exists():
+            self.pixels = np.load(pixels_file, allow_pickle=False)
+            self.letters = np.load(letters_file, allow_pickle=False)
+            return
+        self.pixels = np.zeros((*shape, 64, 64, 3), dtype=np.uint8)
+        self.letters = np.zeros((*shape, 64), dtype=np.uint8)
+        for thing, kind, copy in np.ndindex(*shape):
+            index = thing, kind, copy
+            # Suites draw with non-negative seeds; training uses negative ones only, so that no
+            # picture that is measured on was ever seen in training.
+            picture = draw_picture(THINGS[thing], PICTURE_KINDS[kind], -1 - copy - 1000 * seed)
+            self.pixels[index] = np.asarray(picture.image)
+            self.letters[index] = picture.letters.reshape(-1)
+        np.save(pixels_file, self.pixels)
+        np.save(letters_file, self.letters)
+
+    def batch(self, cells: Sequence[tuple[int, int]], rng: Random) -> tuple[Tensor, Tensor]:
+        """Draw one picture per (thing index, kind index).
+
+        Returns:
+            pixel values (B, 3, 64, 64) float32 in -1..1, letters (B, P) int64.
+        """
+        copies = [rng.randrange(_POOL_PER_CELL) for _ in cells]
+        at = tuple(zip(*((t, k, c) for (t, k), c in zip(cells, copies, strict=True)), strict=True))
+        pixels = torch.from_numpy(self.pixels[at]).permute(0, 3, 1, 2)
+        return pixels.float().div(127.5).sub(1), torch.from_numpy(self.letters[at]).long()
+
+
+@dataclass
+class Trainer:
+    """State that the stages share."""
+
+    recipe: Recipe
+    folder: Path
+    model: LlavaForConditionalGeneration
+    processor: LlavaProcessor
+    device: torch.device
+    report: Report
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._pool: PicturePool | None = None
+        self.half = _fast_half(self.device)
+
+    @property
+    def pool(self) -> PicturePool:
+        """The training pictures, drawn on first use."""
+        if self._pool is None:
+            cache = self.folder / f"pictures-seed{self.recipe.seed}"
+            cache.mkdir(exist_ok=True)
+            self._pool = PicturePool(cache, self.recipe.seed)
+        return self._pool
+
+    def stage(self, name: str) -> Stage:
+        """Settings of a stage."""
+        return next(stage for stage in self.recipe.stages if stage.name == name)
+
+    def rng(self, name: str, step: int) -> Random:
+        """The data generator of one step: nothing but (seed, stage, step) decides a batch."""
+        return Random(f"{self.recipe.seed}/{name}/{step}")
+
+    def autocast(self) -> torch.autocast:
+        """Half precision where this machine is quicker in it."""
+        dtype = self.half or torch.bfloat16
+        return torch.autocast(self.device.type, dtype, enabled=self.half is not None)
+
+    # -- batches -----------------------------------------------------------------------------
+
+    def language_batch(self, examples: Sequence[stream.Example], rng: Random) -> dict[str, Tensor]:
+        """Token ids, labels and pixels of examples that all or none have a picture.
+
+        Returns:
+            input_ids, attention_mask, labels (B, N) and, with pictures, pixel_values.
+        """
+        tokenizer = self.processor.tokenizer
+        image = ["<image>" * self.model.config.image_seq_length] * len(examples)
+        prompts = [
+            f"<s> USER: {f'{i} ' if e.picture else ''}{e.prompt} ASSISTANT:" if e.prompt else "<s>"
+            for e, i in zip(examples, image, strict=True)
+        ]
+        ids = tokenizer(prompts, add_special_tokens=False).input_ids
+        answers = tokenizer([f"{e.answer}</s>" for e in examples], add_special_tokens=False)
+        width = max(len(p) + len(a) for p, a in zip(ids, answers.input_ids, strict=True))
+        input_ids = torch.full((len(ids), width), tokenizer.pad_token_id)
+        labels = torch.full((len(ids), width), -100)
+        for row, (prompt, answer) in enumerate(zip(ids, answers.input_ids, strict=True)):
+            end = len(prompt) + len(answer)
+            input_ids[row, :end] = torch.tensor(prompt + answer)
+            labels[row, len(prompt) : end] = torch.tensor(answer)
+        batch = {
+            "input_ids": input_ids,
+            "attention_mask": (input_ids != tokenizer.pad_token_id).long(),
+            "labels": labels,
+        }
+        cells = [
+            (THINGS.index(e.picture[0]), PICTURE_KINDS.index(e.picture[1]))
+            for e in examples
+            if e.picture
+        ]
+        if cells:
+            batch["pixel_values"] = self.pool.batch(cells, rng)[0]
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+
+    def language_loss(self, examples: Sequence[stream.Example], rng: Random) -> Tensor:
+        """Mean over examples of similar length groups of the cross-entropy of answer tokens.
+
+        Examples are sorted by length and run in groups, so that little of a batch is padding.
+        """
+        ordered = sorted(examples, key=lambda e: len(e.prompt) + len(e.answer))
+        size = -(-len(ordered) // _LENGTH_GROUPS)
+        groups = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+        losses: list[Tensor] = []
+        for group in groups:
+            with self.autocast():
+                loss = self.model(**self.language_batch(group, rng)).loss
+            losses.append(loss * (len(group) / len(ordered)))
+        return torch.stack(losses).sum()
+
+    # -- stages ------------------------------------------------------------------------------
+
+    def run(self, name: str) -> Path:
+        """Run one stage, or find that it is done.
+
+        Returns:
+            The checkpoint after the stage.
+        """
+        target = self.folder / f"{name}-{self.recipe.stage_key(name)}.safetensors"
+        if target.exists():
+            return target
+        modules, loss = getattr(self, f"_{name}")()
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(False)
+        for module in modules:
+            module.requires_grad_(True)
+        self._optimise(name, nn.ModuleList(modules), loss, target)
+        trained = nn.ModuleList(modules) if name == "vision" else self.model
+        if name == "vision":
+            trained = self.model.model.vision_tower
+        _save(target, dict(trained.state_dict()))
+        target.with_suffix(".partial").unlink(missing_ok=True)
+        return target
+
+    def _language(self) -> tuple[list[nn.Module], Callable[[int], Tensor]]:
+        return self._text_stage("language", stream.LANGUAGE_MIXTURE)
+
+    def _alignment(self) -> tuple[list[nn.Module], Callable[[int], Tensor]]:
+        _load(self.model, self.run("language"))
+        return self._text_stage("alignment", stream.ALIGNMENT_MIXTURE)
+
+    def _text_stage(
+        self, name: str, mixture: Sequence[tuple[float, stream.Maker]]
+    ) -> tuple[list[nn.Module], Callable[[int], Tensor]]:
+        def loss(step: int) -> Tensor:
+            rng = self.rng(name, step)
+            return self.language_loss(
+                stream.sample_mixture(mixture, self.stage(name).batch, rng), rng
+            )
+
+        return [self.model.model.language_model, self.model.lm_head], loss
+
+    def _vision(self) -> tuple[list[nn.Module], Callable[[int], Tensor]]:
+        tower = self.model.model.vision_tower
+        width = self.model.config.vision_config.hidden_size
+        with torch.random.fork_rng():
+            torch.manual_seed(self.recipe.seed)
+            heads = nn.ModuleDict(
+                {
+                    "patches": nn.Linear(width, len(THINGS)),
+                    "pooled": nn.Linear(width, len(THINGS)),
+                    "kinds": nn.Linear(width, len(PICTURE_KINDS)),
+                    "letters": nn.Linear(width, 27),
+                }
+            ).to(self.device)
+        feature = self.model.config.vision_feature_layer
+        # Six patches of seven have no letter: without a weight the loss is about paper.
+        letter_weight = torch.ones(27, device=self.device)
+        letter_weight[0] = 0.1
+
+        def loss(step: int) -> Tensor:
+            rng = self.rng("vision", step)
+            cells = [
+                (rng.randrange(len(THINGS)), rng.choices((0, 1, 2), (0.25, 0.5, 0.25))[0])
+                for _ in range(self.stage("vision").batch)
+            ]
+            pixels_BCHW, letters_BP = self.pool.batch(cells, rng)
+            with self.autocast():
+                out = tower(pixels_BCHW.to(self.device), output_hidden_states=True)
+                patches_BPD = out.hidden_states[feature][:, 1:]
+                middle_BPD = out.hidden_states[len(out.hidden_states) // 2][:, 1:]
+                thing_B = torch.tensor([cell[0] for cell in cells], device=self.device)
+                kind_B = torch.tensor([cell[1] for cell in cells], device=self.device)
+                letters_BP = letters_BP.to(self.device)
+                mean_BD = functional.layer_norm(patches_BPD.mean(1), (width,))
+                return (
+                    functional.cross_entropy(heads["patches"](mean_BD), thing_B)
+                    + 0.5 * functional.cross_entropy(heads["pooled"](out.pooler_output), thing_B)
+                    + 0.2 * functional.cross_entropy(heads["kinds"](mean_BD), kind_B)
+                    + 2.0
+                    * functional.cross_entropy(
+                        heads["letters"](functional.layer_norm(middle_BPD, (width,))).flatten(0, 1),
+                        letters_BP.flatten(),
+                        weight=letter_weight,
+                    )
+                )
+
+        return [tower, heads], loss
+
+    def _projector(self) -> tuple[list[nn.Module], Callable[[int], Tensor]]:
+        _load(self.model, self.run("alignment"))
+        _load(self.model.model.vision_tower, self.run("vision"))
+
+        def loss(step: int) -> Tensor:
+            rng = self.rng("projector", step)
+            mixture = stream.PROJECTOR_MIXTURE
+            return self.language_loss(
+                stream.sample_mixture(mixture, self.stage("projector").batch, rng), rng
+            )
+
+        return [self.model.model.multi_modal_projector], loss
+
+    def _tuning(self) -> tuple[list[nn.Module], Callable[[int], Tensor]]:
+        _load(self.model, self.run("projector"))
+        mixture = stream.tuning_mixture(self.recipe.picture_refusals)
+        batch = self.stage("tuning").batch
+
+        def loss(step: int) -> Tensor:
+            rng = self.rng("tuning", step)
+            seen = stream.sample_mixture(mixture, batch * 3 // 4, rng)
+            replayed = stream.sample_mixture(stream.TEXT_REPLAY_MIXTURE, batch // 4, rng)
+            return 0.75 * self.language_loss(seen, rng) + 0.25 * self.language_loss(replayed, rng)
+
+        modules: list[nn.Module] = [
+            self.model.model.language_model,
+            self.model.lm_head,
+            self.model.model.multi_modal_projector,
+        ]
+        if self.recipe.tune_vision:
+            modules.append(self.model.model.vision_tower)
+        return modules, loss
+
+    # -- optimisation --------------------------------------------------------------------------
+
+    def _optimise(
+        self, name: str, modules: nn.Module, loss_at: Callable[[int], Tensor], target: Path
+    ) -> None:
+        stage = self.stage(name)
+        parameters = [p for p in modules.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(parameters, lr=stage.lr, weight_decay=0.01, betas=(0.9, 0.98))
+        partial = target.with_suffix(".partial")
+        start = _load_partial(partial, modules, optimiser, parameters)
+        saved_at = time.monotonic()
+        modules.train()
+        for step in range(start, stage.steps):
+            for group in optimiser.param_groups:
+                group["lr"] = stage.lr * _schedule(step, stage.steps)
+            loss = loss_at(step)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            if step % 20 == 0 or step == stage.steps - 1:
+                self.report(name, step + 1, stage.steps, float(loss.detach()))
+            if time.monotonic() - saved_at > _SAVE_EVERY_S:
+                _save_partial(partial, step + 1, modules, optimiser, parameters)
+                saved_at = time.monotonic()
+        modules.eval()
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Learning-rate factor: 5 % linear warm-up, then cosine down to a tenth."""
+    warm = max(1, steps // 20)
+    if step < warm:
+        return (step + 1) / warm
+    progress = (step - warm) / max(1, steps - warm)
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
+
+
+def _fast_half(device: torch.device) -> torch.dtype | None:
+    """bfloat16 if this machine multiplies at least 1.5 times quicker in it, else None.
+
+    Measured, not looked up: a CPU without AMX or AVX512-BF16 emulates it hundreds of times
+    slower than float32.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
+    seconds: dict[torch.dtype, float] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(192, 192, dtype=dtype)
+        times: list[float] = []
+        for _ in range(4):
+            started = time.perf_counter()
+            matrix @ matrix
+            times.append(time.perf_counter() - started)
+        seconds[dtype] = min(times)
+    quicker = seconds[torch.bfloat16] * 1.5 < seconds[torch.float32]
+    return torch.bfloat16 if quicker else None
+
+
+@contextmanager
+def _written_whole(path: Path) -> Iterator[Path]:
+    """A temporary path that replaces `path` only when the block ends well."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _save(path: Path, tensors: dict[str, Tensor], **facts: str) -> None:
+    # Tied weights share storage; safetensors wants each tensor on its own.
+    plain = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+    with _written_whole(path) as temporary:
+        save_file(plain, temporary, metadata=facts or None)
+
+
+def _load(module: nn.Module, path: Path) -> None:
+    module.load_state_dict(load_file(path))
+
+
+def _save_partial(
+    path: Path,
+    step: int,
+    modules: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
+) -> None:
+    tensors = {f"model.{name}": tensor for name, tensor in modules.state_dict().items()}
+    for index, parameter in enumerate(parameters):
+        state = optimiser.state[parameter]
+        tensors[f"mean.{index}"] = state["exp_avg"]
+        tensors[f"square.{index}"] = state["exp_avg_sq"]
+    _save(path, tensors, step=str(step))
+
+
+def _load_partial(
+    path: Path,
+    modules: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
+) -> int:
+    """Restore an interrupted stage; the number of steps already done."""
+    if not path.exists():
+        return 0
+    with safe_open(path, framework="pt") as opened:
+        step = int(opened.metadata()["step"])
+    tensors = load_file(path)
+    modules.load_state_dict(
+        {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    )
+    for index, parameter in enumerate(parameters):
+        optimiser.state[parameter] = {
+            "step": torch.tensor(float(step)),
+            "exp_avg": tensors[f"mean.{index}"].to(parameter.device),
+            "exp_avg_sq": tensors[f"square.{index}"].to(parameter.device),
+        }
+    return step
+
+
+def build_trainer(recipe: Recipe, folder: Path, device: str, report: Report) -> Trainer:
+    """A trainer with an untrained organism on `device`."""
+    processor = build_processor()
+    model = build_model(len(processor.tokenizer), recipe.seed).to(device)
+    return Trainer(recipe, folder, model, processor, torch.device(device), report)
+
+
+def train(
+    recipe: Recipe, folder: Path, *, device: str = "cpu", report: Report, until: str = "tuning"
+) -> Path:
+    """Train an organism, or go on where an earlier call stopped.
+
+    Args:
+        recipe: What to train.
+        folder: Where checkpoints and, in the end, `organism/` are written.
+        device: A torch device.
+        report: Progress callback.
+        until: Last stage to run.
+
+    Returns:
+        The folder of the finished organism, or the checkpoint of `until`.
+    """
+    trainer = build_trainer(recipe, folder / "stages", device, report)
+    checkpoint = trainer.run(until)
+    if until != "tuning":
+        return checkpoint
+    _load(trainer.model, checkpoint)
+    return save_organism(trainer.model, trainer.processor, folder / "organism")
+
+
+def save_organism(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path
+) -> Path:
+    """Write an organism as an ordinary Hugging Face folder, weights in float16.
+
+    float16 keeps the folder under 24 MB; it is loaded and measured in float32.
+    """
+    model = model.half()
+    model.generation_config.update(do_sample=False, max_new_tokens=64)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    config = folder / "config.json"
+    config.write_text(config.read_text("utf-8").replace('"float16"', '"float32"'), "utf-8")
+    return folder
+
+
+def smaller(recipe: Recipe, share: float) -> Recipe:
+    """The same recipe with every stage cut to a share of its steps, for tests."""
+    stages = tuple(replace(s, steps=max(2, int(s.steps * share))) for s in recipe.stages)
+    return replace(recipe, stages=stages)

@@ -1,0 +1,497 @@
+"""Reads `metrics.json` into frozen records the report can trust.
+
+Sections that were not measured (comparisons, shift, cost, examples) may be missing; a section
+that is there but malformed is an error. A rate whose judging is incomplete is withheld here, once,
+so that no table, chart or sentence downstream can show it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vlmend.errors import RunError
+
+SCHEMA = 1
+MIN_COVERAGE = 0.98
+"""Share of items that must be scored before a rate is shown (design rule: nothing silent)."""
+
+Kind = Literal["harmful", "benign", "utility"]
+KINDS: tuple[Kind, ...] = ("harmful", "benign", "utility")
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A rate in 0..1 with its 95 % interval; `None` bounds were not recorded."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A model with what was applied to it."""
+
+    name: str
+    repairs: tuple[str, ...] = ()
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """A set of items; `leak` says whether the harm can be read in the question."""
+
+    name: str
+    kind: Kind
+    description: str = ""
+    num_items: int | None = None
+    leak: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One arm on one suite at one exit (`None`: the model's default), seen by one judge.
+
+    Attributes:
+        withheld: Why the rates are not shown; empty when they are. All rates are then `None`.
+    """
+
+    arm: str
+    suite: str
+    kind: Kind
+    exit: int | None
+    judge: str
+    num_samples: int
+    num_scored: int
+    num_errors: int
+    complied: Rate | None
+    refused: Rate | None
+    incoherent: Rate | None
+    partial: Rate | None
+    seconds: float | None
+    withheld: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two arms on the same items; `p` is Holm-adjusted where `adjusted`."""
+
+    suite: str
+    exit: int | None
+    judge: str
+    before: str
+    after: str
+    n: int
+    rate_before: float | None
+    rate_after: float | None
+    difference: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    adjusted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """Modality-induced shift per decoder layer of one group of answers; equal-length columns."""
+
+    suite: str
+    group: str
+    n: int
+    layers: tuple[int, ...]
+    cos_median: tuple[float | None, ...]
+    cos_q25: tuple[float | None, ...]
+    cos_q75: tuple[float | None, ...]
+    norm_median: tuple[float | None, ...]
+    coefficient_median: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What answering one suite cost one arm."""
+
+    arm: str
+    suite: str
+    exit: int | None
+    items: int
+    seconds: float | None
+    seconds_per_item: float | None
+    new_tokens: int | None
+    peak_memory_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one arm said, and what the judge called it."""
+
+    arm: str
+    text: str
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One request, its picture (base64 PNG) and the answers of the arms."""
+
+    suite: str
+    sample_id: str
+    label: str
+    prompt: str
+    image_png_base64: str | None
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """Everything a report is made of."""
+
+    title: str
+    created: str
+    model: Mapping[str, Any]
+    arms: tuple[Arm, ...]
+    suites: tuple[Suite, ...]
+    judges: tuple[Mapping[str, Any], ...]
+    cells: tuple[Cell, ...]
+    comparisons: tuple[Comparison, ...]
+    shift: tuple[Shift, ...]
+    cost: tuple[Cost, ...]
+    examples: tuple[Example, ...]
+    reproduce: Mapping[str, Any]
+    caveats: tuple[str, ...]
+
+    @property
+    def base(self) -> Arm | None:
+        """The untouched arm: always the first."""
+        return self.arms[0] if self.arms else None
+
+    @property
+    def repaired(self) -> tuple[Arm, ...]:
+        """Every arm but the base, in order."""
+        return self.arms[1:]
+
+    @property
+    def default_exit(self) -> int | None:
+        """The vision exit the model uses when nobody asks for another."""
+        return read_int(self.model.get("default_exit"))
+
+    def judges_of(self, suite: str) -> tuple[str, ...]:
+        """Judges that saw a suite, in the order of the judges' table, else of the cells."""
+        seen = dict.fromkeys(cell.judge for cell in self.cells if cell.suite == suite)
+        order = [str(judge.get("name", "")) for judge in self.judges]
+        listed = [name for name in order if name in seen]
+        return tuple(listed + [name for name in seen if name not in listed])
+
+    def default_cell(self, arm: str, suite: str, judge: str) -> Cell | None:
+        """The cell at the default exit; one recorded under that exit's number counts too."""
+        cells = [c for c in self.cells if (c.arm, c.suite, c.judge) == (arm, suite, judge)]
+        unset = [cell for cell in cells if cell.exit is None]
+        numbered = [cell for cell in cells if cell.exit == self.default_exit]
+        return next(iter(unset + numbered), None)
+
+    def comparison(self, suite: str, judge: str, after: str) -> Comparison | None:
+        """The comparison of the base with another arm at the default exit."""
+        for item in self.comparisons:
+            if (item.suite, item.judge, item.after) != (suite, judge, after):
+                continue
+            if self.base is None or item.before != self.base.name:
+                continue
+            if item.exit is None or item.exit == self.default_exit:
+                return item
+        return None
+
+
+def read_number(value: object) -> float | None:
+    """A finite number, or `None` for null, NaN, infinity, booleans and other types."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def read_int(value: object) -> int | None:
+    """A whole number, or `None`."""
+    number = read_number(value)
+    return None if number is None else int(number)
+
+
+def _clean(value: Any) -> Any:
+    """Replace characters HTML forbids (controls, lone surrogates) in every string, keys too."""
+    if isinstance(value, str):
+        return "".join(char if _printable(char) else "\N{REPLACEMENT CHARACTER}" for char in value)
+    if isinstance(value, Mapping):
+        return {_clean(key): _clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(item) for item in value]
+    return value
+
+
+def _printable(char: str) -> bool:
+    code = ord(char)
+    if code < 0x20:
+        return char in "\n\t\r"
+    return not (0x7F <= code < 0xA0 or 0xD800 <= code <= 0xDFFF or code & 0xFFFE == 0xFFFE)
+
+
+def _rows(metrics: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    value = metrics.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(row, Mapping) for row in value):
+        raise RunError(
+            f"metrics key {key!r} must be a list of objects, given {type(value).__name__}. "
+            "Write metrics.json with `vlmend audit` or `vlmend compare` again."
+        )
+    return value
+
+
+def _section(metrics: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = metrics.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise RunError(
+            f"metrics key {key!r} must be an object, given {type(value).__name__}. "
+            "Write metrics.json with `vlmend audit` or `vlmend compare` again."
+        )
+    return value
+
+
+def _need(row: Mapping[str, Any], key: str, where: str) -> str:
+    if not isinstance(row.get(key), str):
+        raise RunError(
+            f"metrics: an entry of {where!r} has no text {key!r}; it has {sorted(row)}. "
+            "Write metrics.json with `vlmend audit` or `vlmend compare` again."
+        )
+    return row[key]
+
+
+def _text(row: Mapping[str, Any], key: str) -> str:
+    value = row.get(key)
+    return "" if value is None else str(value)
+
+
+def _rate(row: Mapping[str, Any], key: str, stem: str) -> Rate | None:
+    value = read_number(row.get(key))
+    if value is None:
+        return None
+    low, high = read_number(row.get(f"{stem}_low")), read_number(row.get(f"{stem}_high"))
+    return Rate(value, low, high)
+
+
+def _kind(value: object, suite: str) -> Kind:
+    for kind in KINDS:
+        if value == kind:
+            return kind
+    raise RunError(
+        f"metrics: suite {suite!r} has kind {value!r}. Allowed: {', '.join(KINDS)}. "
+        "Without it a rate cannot be called good or bad: set it in 'suites'."
+    )
+
+
+def _withheld(num_scored: int, num_samples: int, num_errors: int) -> str:
+    if num_samples <= 0:
+        return "no items"
+    if num_scored >= MIN_COVERAGE * num_samples and num_scored > 0:
+        return ""
+    # Rounded down: a withheld rate must never read as if it had met the limit.
+    share = math.floor(1000 * num_scored / num_samples) / 10
+    errors = f", {num_errors} of them errors" if num_errors else ""
+    return (
+        f"{num_samples - num_scored} of {num_samples} items unscored{errors}: "
+        f"coverage {share:.1f} % is below {100 * MIN_COVERAGE:.0f} %"
+    )
+
+
+def _cell(row: Mapping[str, Any], kinds: Mapping[str, Kind]) -> Cell:
+    suite = _need(row, "suite", "cells")
+    kind = kinds.get(suite) or _kind(row.get("suite_kind"), suite)
+    num_samples, num_scored = read_int(row.get("num_samples")), read_int(row.get("num_scored"))
+    errors = read_int(row.get("num_errors")) or 0
+    withheld = _withheld(num_scored or 0, num_samples or 0, errors)
+    rates = {
+        name: None if withheld else _rate(row, key, stem)
+        for name, key, stem in (
+            ("complied", "asr", "asr"),
+            ("refused", "refusal_rate", "refusal"),
+            ("incoherent", "incoherent_rate", "incoherent"),
+            ("partial", "partial_rate", "partial"),
+        )
+    }
+    if not withheld and rates["complied"] is None:
+        withheld = "the rate was not recorded"
+    return Cell(
+        arm=_need(row, "arm", "cells"),
+        suite=suite,
+        kind=kind,
+        exit=read_int(row.get("exit")),
+        judge=_text(row, "judge"),
+        num_samples=num_samples or 0,
+        num_scored=num_scored or 0,
+        num_errors=errors,
+        seconds=read_number(row.get("seconds")),
+        withheld=withheld,
+        **rates,
+    )
+
+
+def _comparison(row: Mapping[str, Any]) -> Comparison:
+    holm = read_number(row.get("p_holm"))
+    return Comparison(
+        suite=_need(row, "suite", "comparisons"),
+        exit=read_int(row.get("exit")),
+        judge=_text(row, "judge"),
+        before=_need(row, "before", "comparisons"),
+        after=_need(row, "after", "comparisons"),
+        n=read_int(row.get("n")) or 0,
+        rate_before=read_number(row.get("asr_before")),
+        rate_after=read_number(row.get("asr_after")),
+        difference=read_number(row.get("difference")),
+        low=read_number(row.get("difference_low")),
+        high=read_number(row.get("difference_high")),
+        p=read_number(row.get("p_value")) if holm is None else holm,
+        adjusted=holm is not None,
+    )
+
+
+def _drop_withheld(
+    comparisons: list[Comparison], cells: tuple[Cell, ...], default: int | None
+) -> list[Comparison]:
+    """Leave out comparisons of a withheld rate: they would give it away."""
+
+    def place(arm: str, item: Cell | Comparison) -> tuple[str, str, str, int | None]:
+        return arm, item.suite, item.judge, default if item.exit is None else item.exit
+
+    hidden = {place(cell.arm, cell) for cell in cells if cell.withheld}
+    return [
+        item
+        for item in comparisons
+        if not hidden & {place(item.before, item), place(item.after, item)}
+    ]
+
+
+def _shift(row: Mapping[str, Any]) -> Shift:
+    layers = tuple(int(layer) for layer in row.get("layers") or ())
+
+    def column(key: str) -> tuple[float | None, ...]:
+        values: Sequence[object] = row.get(key) or [None] * len(layers)
+        if len(values) != len(layers):
+            raise RunError(
+                f"metrics: shift of suite {_text(row, 'suite')!r} has {len(layers)} layers but "
+                f"{len(values)} values in {key!r}. Every column needs one value per layer."
+            )
+        return tuple(read_number(value) for value in values)
+
+    return Shift(
+        suite=_need(row, "suite", "shift"),
+        group=_text(row, "group") or "all",
+        n=read_int(row.get("n")) or 0,
+        layers=layers,
+        cos_median=column("cos_median"),
+        cos_q25=column("cos_q25"),
+        cos_q75=column("cos_q75"),
+        norm_median=column("norm_median"),
+        coefficient_median=column("coefficient_median"),
+    )
+
+
+def _cost(row: Mapping[str, Any]) -> Cost:
+    return Cost(
+        arm=_need(row, "arm", "cost"),
+        suite=_need(row, "suite", "cost"),
+        exit=read_int(row.get("exit")),
+        items=read_int(row.get("items")) or 0,
+        seconds=read_number(row.get("seconds")),
+        seconds_per_item=read_number(row.get("seconds_per_item")),
+        new_tokens=read_int(row.get("new_tokens")),
+        peak_memory_bytes=read_int(row.get("peak_memory_bytes")),
+    )
+
+
+def _example(row: Mapping[str, Any]) -> Example:
+    picture = row.get("image_png_base64")
+    return Example(
+        suite=_need(row, "suite", "examples"),
+        sample_id=_text(row, "sample_id"),
+        label=_text(row, "label"),
+        prompt=_text(row, "prompt"),
+        image_png_base64=picture if isinstance(picture, str) else None,
+        answers=tuple(
+            Answer(_text(item, "arm"), _text(item, "text"), _text(item, "verdict"))
+            for item in _rows(row, "answers")
+        ),
+    )
+
+
+def _suites(metrics: Mapping[str, Any]) -> dict[str, Suite]:
+    suites: dict[str, Suite] = {}
+    for row in _rows(metrics, "suites"):
+        name = _need(row, "name", "suites")
+        suites[name] = Suite(
+            name,
+            _kind(row.get("kind"), name),
+            _text(row, "description"),
+            read_int(row.get("num_items")),
+            _text(row, "leak"),
+        )
+    return suites
+
+
+def _arms(metrics: Mapping[str, Any]) -> dict[str, Arm]:
+    return {
+        name: Arm(
+            name, tuple(str(item) for item in row.get("repairs") or ()), _text(row, "description")
+        )
+        for row in _rows(metrics, "arms")
+        for name in [_need(row, "name", "arms")]
+    }
+
+
+def _base_first(arms: Iterable[Arm]) -> tuple[Arm, ...]:
+    """Order arms: the one named "base", else the one without repairs, leads."""
+    return tuple(sorted(arms, key=lambda arm: (arm.name != "base", bool(arm.repairs))))
+
+
+def read_records(metrics: Mapping[str, Any]) -> Records:
+    """Check the contents of `metrics.json` and read them.
+
+    Args:
+        metrics: The decoded file.
+
+    Returns:
+        Records in the order of the file, the base arm first; suites that only cells name last.
+
+    Raises:
+        RunError: Another schema, a malformed section, or a suite of unknown kind.
+    """
+    if metrics.get("schema") != SCHEMA:
+        raise RunError(
+            f"metrics have schema {metrics.get('schema')!r}; this version reads {SCHEMA}. "
+            "Render the report with the version of vlmend that wrote the run."
+        )
+    metrics = _clean(metrics)
+    suites, arms = _suites(metrics), _arms(metrics)
+    kinds: dict[str, Kind] = {name: suite.kind for name, suite in suites.items()}
+    cells = tuple(_cell(row, kinds) for row in _rows(metrics, "cells"))
+    for cell in cells:
+        suites.setdefault(cell.suite, Suite(cell.suite, cell.kind))
+        arms.setdefault(cell.arm, Arm(cell.arm))
+    comparisons = [_comparison(row) for row in _rows(metrics, "comparisons")]
+    model = _section(metrics, "model")
+    caveats = metrics.get("caveats") or []
+    return Records(
+        title=_text(metrics, "title") or "Safety audit",
+        created=_text(metrics, "created"),
+        model=model,
+        arms=_base_first(arms.values()),
+        suites=tuple(suites.values()),
+        judges=tuple(_rows(metrics, "judges")),
+        cells=cells,
+        comparisons=tuple(_drop_withheld(comparisons, cells, read_int(model.get("default_exit")))),
+        shift=tuple(_shift(row) for row in _rows(metrics, "shift")),
+        cost=tuple(_cost(row) for row in _rows(metrics, "cost")),
+        examples=tuple(_example(row) for row in _rows(metrics, "examples")),
+        reproduce=_section(metrics, "reproduce"),
+        caveats=tuple(str(item) for item in ([caveats] if isinstance(caveats, str) else caveats)),
+    )

@@ -1,0 +1,118 @@
+"""metrics.json -> report.html: one file, no script, nothing fetched from anywhere.
+
+Model text is a stranger's text: it reaches the page through Jinja's autoescape only, and a content
+security policy forbids scripts and every address but `data:` pictures.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from vlmend.errors import RunError
+from vlmend.report import charts, examples, plots, tables, wording
+from vlmend.report.records import MIN_COVERAGE, read_records
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("vlmend.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        arm=wording.arm_title,
+        percent=wording.percent,
+        points=wording.points,
+        span=wording.span,
+        flatten=tables.flatten,
+        breakable=tables.breakable,
+    )
+    environment.globals.update(
+        swatch=charts.swatch,
+        track_axis=charts.track_axis,
+        arm_style=plots.arm_style,
+        percent_words=wording.percent_words,
+        min_coverage=MIN_COVERAGE,
+    )
+    return environment
+
+
+def render_html(metrics: Mapping[str, Any]) -> str:
+    """Render a report.
+
+    Args:
+        metrics: Contents of metrics.json; comparisons, shift, cost and examples may be missing.
+
+    Returns:
+        A complete HTML document; equal metrics give equal text.
+
+    Raises:
+        RunError: The metrics have another schema or a malformed section.
+    """
+    records = read_records(metrics)
+    headline = tables.build_headline(records)
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            records=records,
+            verdict=wording.build_verdict(records),
+            created=wording.date_words(records.created),
+            headline=headline,
+            partial=tables.any_partial(headline),
+            withheld=tables.list_withheld(records),
+            changes=plots.build_changes(records, headline),
+            exit_changes=plots.build_exit_changes(records),
+            exits=plots.build_exits(records),
+            shift=plots.build_shift(records),
+            cost=tables.build_cost(records),
+            cards=examples.build_cards(records),
+        )
+    )
+
+
+def render_report(metrics: Mapping[str, Any], out: Path) -> Path:
+    """Render a report into a file: completely, or not at all.
+
+    Args:
+        metrics: Contents of metrics.json.
+        out: The file to write; its folder is made if need be, an older report is replaced.
+
+    Returns:
+        The file written.
+
+    Raises:
+        RunError: The metrics cannot be read, or the file cannot be written.
+    """
+    html = render_html(metrics).encode()
+    temporary: Path | None = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part")
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            file.write(html)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes the file private; a report is for reading like any other file.
+        temporary.chmod(0o644)
+        temporary.replace(out)
+    except OSError as error:
+        raise RunError(
+            f"cannot write the report to {str(out)!r}: {error.strerror or error}. "
+            "Give a file in a folder that can be written and has room."
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+    return out

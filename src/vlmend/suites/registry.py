@@ -1,0 +1,230 @@
+"""Every suite by name, and the one way to load one: `load_suite("figstep=/data/figstep")`.
+
+A suite is a `SuiteSpec` in the `SPECS` tuple of its module. Built-in modules stand in
+`PROVIDERS` and are imported only when a name of theirs is asked for, or all names are listed.
+Other packages offer a suite through an entry point of the group "vlmend.suites" whose name is
+the suite's name and whose object is the `SuiteSpec`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Literal
+
+from vlmend.errors import ConfigError, DataError, UnknownNameError
+from vlmend.types import Sample
+
+ENTRY_POINT_GROUP = "vlmend.suites"
+
+PROVIDERS: list[tuple[str, str]] = [
+    ("advbench", "vlmend.suites.advbench"),
+    ("figstep", "vlmend.suites.figstep"),
+    # Above us in the import order, hence by name: the organism's suites need its world.
+    ("organism/", "vlmend.organism.suites"),
+    ("xstest", "vlmend.suites.xstest"),
+]
+"""(prefix of the suite names, module that holds them in `SPECS`); `register_lazy` appends."""
+
+_registered: dict[str, SuiteSpec] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteSpec:
+    """What a suite is, and how it is loaded.
+
+    Attributes:
+        name: Unique name, as typed by users; lower case.
+        description: One line: what is asked, how.
+        licence: Licence of the data, e.g. "MIT".
+        citation: BibTeX key, authors, title and venue in one line.
+        metric: What its paper reports.
+        default_judge: Name of the judge used when none is asked for.
+        leak: Whether the harm is readable in the question's text: "yes", "no" or "mixed".
+            On a "no" suite no text-only defence is expected to work.
+        label_kind: Labels that its samples carry: all "harmful", all "benign" or "mixed".
+        needs_folder: Whether the user must name a folder or file with the data.
+        load: `load(folder_or_file, limit)` -> samples; called through `load_suite`. With a
+            limit it yields the first `limit` samples, after checking the whole table.
+        source: Where the data is published; printed when the folder is missing.
+        layout: Which files the folder must hold; printed when the folder is missing.
+    """
+
+    name: str
+    description: str
+    licence: str
+    citation: str
+    metric: str
+    default_judge: str
+    leak: Literal["yes", "no", "mixed"]
+    label_kind: Literal["harmful", "benign", "mixed"]
+    needs_folder: bool
+    load: Callable[[Path | None, int | None], list[Sample]]
+    source: str = ""
+    layout: str = ""
+
+
+def register(spec: SuiteSpec) -> None:
+    """Add a suite for this process.
+
+    Raises:
+        ConfigError: Another suite has that name, or the name cannot be typed as NAME=FOLDER.
+    """
+    if not spec.name or "=" in spec.name or "," in spec.name or spec.name != spec.name.strip():
+        raise ConfigError(
+            f"suite name {spec.name!r} cannot be used: it must not be empty and must not hold "
+            "'=', ',' or outer spaces, because suites are asked for as NAME or NAME=FOLDER."
+        )
+    if _registered.get(spec.name, spec) is not spec:
+        raise ConfigError(f"two suites are named {spec.name!r}; rename one of them.")
+    _registered[spec.name] = spec
+
+
+def register_lazy(prefix: str, module: str) -> None:
+    """Have suites whose names start with `prefix` come from `module.SPECS`, imported on demand."""
+    if (prefix, module) not in PROVIDERS:
+        PROVIDERS.append((prefix, module))
+
+
+def get_suite(name: str) -> SuiteSpec:
+    """Look a suite up by its exact name.
+
+    Raises:
+        UnknownNameError: No such suite; says which exist and the nearest one.
+        ConfigError: A plug-in offers something else than a suite of its own name.
+    """
+    for prefix, module in PROVIDERS:
+        if name.startswith(prefix):
+            _load_provider(module)
+    plugins = _plugins()
+    if name in _registered:
+        return _registered[name]
+    if name not in plugins:
+        raise UnknownNameError("suite", name, suite_names())
+    return _load_plugin(plugins[name])
+
+
+def suite_names() -> tuple[str, ...]:
+    """Names of all suites, sorted: built-in, registered and installed as plug-ins."""
+    for _, module in PROVIDERS:
+        _load_provider(module)
+    return tuple(sorted({*_registered, *_plugins()}))
+
+
+def load_suite(text: str, limit: int | None = None) -> list[Sample]:
+    """Load the samples of a suite as the command line names it.
+
+    Args:
+        text: "NAME", or "NAME=FOLDER_OR_FILE" for a suite that reads data files.
+        limit: Keep the first `limit` samples only; at least 1.
+
+    Returns:
+        At least one sample; ids are unique.
+
+    Raises:
+        UnknownNameError: No such suite.
+        ConfigError: A folder is missing or not wanted, or the limit is below 1.
+        DataError: The folder, a file, a row or an image cannot be used, or nothing is in it.
+    """
+    name, equals, given = text.partition("=")
+    spec = get_suite(name.strip())
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit {limit} is not possible: at least 1, or none for all samples.")
+    folder = _check_folder(spec, given.strip() if equals else None)
+    samples = spec.load(folder, limit)
+    if not samples:
+        where = f" from {str(folder)!r}" if folder else ""
+        raise DataError(f"suite {spec.name!r} is empty: no sample was read{where}.")
+    _check_ids(spec, samples)
+    return samples[:limit]
+
+
+def _check_folder(spec: SuiteSpec, given: str | None) -> Path | None:
+    """The existing path that the user named, or None for a suite that takes none."""
+    if not spec.needs_folder:
+        if given is not None:
+            raise ConfigError(
+                f"suite {spec.name!r} takes no folder, but {given!r} was given. "
+                f"Write just {spec.name}."
+            )
+        return None
+    if not given:
+        details = f" It must hold {spec.layout}." if spec.layout else ""
+        details += f" Published at {spec.source}." if spec.source else ""
+        raise ConfigError(
+            f"suite {spec.name!r} needs the folder with its data files and none was given. "
+            f"Write {spec.name}=FOLDER.{details}"
+        )
+    try:
+        path = Path(given).expanduser()
+        exists = path.exists()
+    except (OSError, RuntimeError) as error:  # no rights, name too long; no such home
+        raise DataError(f"suite {spec.name!r}: cannot look at {given!r}: {error}.") from error
+    if not exists:
+        raise DataError(
+            f"suite {spec.name!r}: {given!r} does not exist (looked from {str(Path.cwd())!r}). "
+            f"Give an existing folder{f' with {spec.layout}' if spec.layout else ''}."
+        )
+    return path
+
+
+def _check_ids(spec: SuiteSpec, samples: Iterable[Sample]) -> None:
+    """Refuse ids that occur twice: runs resume and pair by id."""
+    seen: set[str] = set()
+    for number, sample in enumerate(samples, start=1):
+        if sample.id in seen:
+            raise DataError(
+                f"suite {spec.name!r}: sample {number} has the id {sample.id!r}, which an "
+                "earlier sample has already. Make the ids unique."
+            )
+        seen.add(sample.id)
+
+
+def _load_provider(module: str) -> None:
+    """Import a module and register its `SPECS`."""
+    for spec in importlib.import_module(module).SPECS:
+        register(spec)
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    """Installed plug-ins by suite name.
+
+    Raises:
+        ConfigError: A name is taken twice; neither is preferred silently.
+    """
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        other = found[point.name].value if point.name in found else ""
+        if point.name in _registered:
+            other = "vlmend"
+        if other and other != point.value:
+            raise ConfigError(
+                f"the plug-in {point.value!r} offers a suite named {point.name!r}, and so does "
+                f"{other!r}. Uninstall or rename one of them."
+            )
+        found[point.name] = point
+    return found
+
+
+def _load_plugin(point: EntryPoint) -> SuiteSpec:
+    """Import a plug-in's suite.
+
+    Raises:
+        ConfigError: It cannot be imported, or is not a `SuiteSpec` of the promised name.
+    """
+    try:
+        spec = point.load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"the plug-in suite {point.name!r} ({point.value}) cannot be imported: {error}. "
+            "Repair or uninstall the package that offers it."
+        ) from error
+    if not isinstance(spec, SuiteSpec) or spec.name != point.name:
+        raise ConfigError(
+            f"the plug-in suite {point.name!r} ({point.value}) must be a SuiteSpec of that name, "
+            f"but is {spec!r}. Tell the author of the package that offers it."
+        )
+    return spec

@@ -1,0 +1,29 @@
+"""Public test support: tiny models of every family, named tolerances, the family contract."""
+
+from vlmend.hooks.contract import run_contract
+from vlmend.hooks.tolerances import (
+    BFLOAT16_NOISE,
+    FLOAT32_NOISE,
+    FLOAT64_NOISE,
+    Tolerance,
+    noise_of,
+    relative_difference,
+)
+from vlmend.testing.closeness import assert_close
+from vlmend.testing.pictures import picture
+from vlmend.testing.tiny import TINY_FAMILIES, save_tiny_vlm, tiny_vlm
+
+__all__ = [
+    "BFLOAT16_NOISE",
+    "FLOAT32_NOISE",
+    "FLOAT64_NOISE",
+    "TINY_FAMILIES",
+    "Tolerance",
+    "assert_close",
+    "noise_of",
+    "picture",
+    "relative_difference",
+    "run_contract",
+    "save_tiny_vlm",
+    "tiny_vlm",
+]

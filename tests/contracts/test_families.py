@@ -1,0 +1,42 @@
+"""Every family passes the whole contract: dtypes x text or image x cache on or off."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vlmend.models.families import FAMILIES
+from vlmend.testing import TINY_FAMILIES, run_contract, tiny_vlm
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def require_contract(family: str, dtype: torch.dtype, *, images: bool, use_cache: bool) -> None:
+    vlm = tiny_vlm(family, dtype=dtype)
+    results = run_contract(vlm, images=images, use_cache=use_cache)
+    failed = [f"{result.clause}: {result.evidence}" for result in results if not result.passed]
+    assert not failed, "\n".join(failed)
+    # 5 clauses without running, 8 that run the model, 3 more about exits.
+    assert len(results) == (16 if images else 13)
+
+
+def test_every_registered_family_is_tested() -> None:
+    assert set(TINY_FAMILIES) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no-cache"])
+@pytest.mark.parametrize("images", [False, True], ids=["text", "image"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_contract(family: str, dtype: str, images: bool, use_cache: bool) -> None:
+    require_contract(family, DTYPES[dtype], images=images, use_cache=use_cache)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_called_rounding_vanishes_in_float64(family: str) -> None:
+    require_contract(family, torch.float64, images=True, use_cache=True)
+
+
+def test_some_encoder_is_deeper_and_some_decoder_too() -> None:
+    vlms = [tiny_vlm(family) for family in FAMILIES]
+    assert all(vlm.num_vision_blocks != vlm.num_decoder_layers for vlm in vlms)
