@@ -10,16 +10,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from vlmend.diagnosis.shift import measure_shift, summarise_shift
 from vlmend.errors import ConfigError
 from vlmend.evals.arms import BASE, Arm
-from vlmend.evals.ledger import peak_memory_bytes
+from vlmend.evals.ledger import peak_memory_bytes, reset_peak_memory
 from vlmend.evals.metrics import (
     SCHEMA,
     JudgedCell,
+    benign_part,
     cell_record,
     compare_all,
     cost_records,
@@ -27,6 +29,7 @@ from vlmend.evals.metrics import (
     model_record,
     now,
     pick_examples,
+    replace_nan,
     software_versions,
     split_by_label,
     suite_kind,
@@ -42,6 +45,7 @@ from vlmend.evals.run import (
 from vlmend.judges.registry import get_judge
 from vlmend.models.spec import check_exit
 from vlmend.models.vlm import GenerationSettings, Vlm
+from vlmend.repairs.protocol import require_unseen
 from vlmend.repairs.shiftdc.repair import ShiftDC
 from vlmend.runs import RunFolder, replacing, write_json
 from vlmend.suites.registry import SuiteSpec, get_suite, load_suite
@@ -51,6 +55,9 @@ Exits = Literal["default", "all"] | tuple[int, ...]
 
 SHIFT_ITEMS = 96
 """Items per suite on which the modality-induced shift is measured."""
+
+_SHIFT_GROUPS = ("complied", "refused")
+"""Verdicts of which the shift is shown side by side."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +97,18 @@ class AuditPlan:
 
 
 @dataclass(frozen=True)
-class _LoadedSuite:
+class LoadedSuite:
+    """A suite whose names, files and pictures are known to be good.
+
+    Attributes:
+        plan: What was asked for.
+        spec: What the suite is.
+        samples: Its items, up to the limit.
+    """
+
     plan: SuitePlan
     spec: SuiteSpec
-    samples: list[Sample]
-    exits: tuple[int, ...]
+    samples: tuple[Sample, ...]
 
 
 @dataclass
@@ -128,12 +142,40 @@ def resolve_exits(vlm: Vlm, exits: Exits) -> tuple[int, ...]:
     return tuple(sorted(set(exits)))
 
 
+def load_suites(plan: AuditPlan) -> tuple[LoadedSuite, ...]:
+    """Find out all that can be wrong with suites and judges; needs no model.
+
+    Raises:
+        UnknownNameError: No such suite or judge.
+        ConfigError: A suite or judge is named twice, or a folder is missing or not wanted.
+        DataError: A file, row or image cannot be used.
+    """
+    specs = [get_suite(suite.name.partition("=")[0].strip()) for suite in plan.suites]
+    _refuse_repeated("suite", [spec.name for spec in specs])
+    _refuse_repeated("judge", plan.judges)
+    for judge in plan.judges or [spec.default_judge for spec in specs]:
+        get_judge(judge)
+    loaded = tuple(
+        LoadedSuite(suite, spec, tuple(load_suite(suite.name, suite.limit)))
+        for suite, spec in zip(plan.suites, specs, strict=True)
+    )
+    check_images(sample for suite in loaded for sample in suite.samples)
+    return loaded
+
+
+def _refuse_repeated(kind: str, names: Sequence[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"{kind} {twice[0]!r} is named twice. Name every {kind} once.")
+
+
 def run_audit(
     vlm: Vlm,
     plan: AuditPlan,
     out: Path,
     *,
     arms: Sequence[Arm] = (BASE,),
+    suites: Sequence[LoadedSuite] | None = None,
     resume: bool = False,
     progress: Progress = lambda _what, _done, _total: None,
     command: str = "",
@@ -147,6 +189,7 @@ def run_audit(
         plan: What to measure.
         out: The run folder.
         arms: What is measured; comparisons are against the first.
+        suites: From `load_suites(plan)`, if they are loaded already.
         resume: Go on with an interrupted run of the same plan.
         progress: Called after every batch as progress(what, done, total).
         command: Command line, for "how to reproduce".
@@ -158,38 +201,39 @@ def run_audit(
     Raises:
         VlmendError: Bad input, or a folder that cannot be written.
     """
-    names = [arm.name for arm in arms]
-    if len(set(names)) != len(names):
-        raise ConfigError(f"two arms have the same name: {', '.join(names)}. Rename one.")
-    suites = [_load(vlm, suite) for suite in plan.suites]
-    for judge in plan.judges or [suite.spec.default_judge for suite in suites]:
-        get_judge(judge)
-    check_images(sample for suite in suites for sample in suite.samples)
-    config = _run_config(vlm, plan, suites, arms)
+    _refuse_repeated("arm", [arm.name for arm in arms])
+    if suites is None:
+        suites = load_suites(plan)
+    exits = {suite.spec.name: resolve_exits(vlm, suite.plan.exits) for suite in suites}
+    for arm in arms:
+        for repair in arm.repairs:
+            require_unseen(repair, (sample for suite in suites for sample in suite.samples))
+        with arm.applied(vlm):
+            pass  # a repair that does not fit this model says so now, not after an hour
+    config = _run_config(vlm, plan, suites, arms, exits)
     facts = {"versions": software_versions(), "command": command}
     with RunFolder.open(out, config, facts, resume=resume) as folder:
         settings = EvalSettings(GenerationSettings(plan.max_new_tokens), plan.batch_size)
         evaluation = Evaluation(vlm, folder, settings, progress)
         measured = _Measured()
         for arm in arms:
+            reset_peak_memory(vlm.device)
             for suite in suites:
-                _measure(evaluation, arm, suite, plan, measured)
+                _measure(evaluation, arm, suite, exits[suite.spec.name], plan, measured)
             measured.memory[arm.name] = peak_memory_bytes(vlm.device)
-        shift = _measure_shifts(vlm, arms, suites, measured)
-        metrics = _metrics(vlm, plan, suites, arms, measured, shift, config, command)
+        shift = _measure_shifts(evaluation, arms, suites, measured)
+        metrics = replace_nan(_metrics(vlm, plan, suites, arms, measured, shift, config, command))
         _write_verdicts(out, measured.judged)
         write_json(out / "metrics.json", metrics)
     return metrics
 
 
-def _load(vlm: Vlm, plan: SuitePlan) -> _LoadedSuite:
-    spec = get_suite(plan.name.partition("=")[0].strip())
-    samples = load_suite(plan.name, plan.limit)
-    return _LoadedSuite(plan, spec, samples, resolve_exits(vlm, plan.exits))
-
-
 def _run_config(
-    vlm: Vlm, plan: AuditPlan, suites: Sequence[_LoadedSuite], arms: Sequence[Arm]
+    vlm: Vlm,
+    plan: AuditPlan,
+    suites: Sequence[LoadedSuite],
+    arms: Sequence[Arm],
+    exits: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Any]:
     """All that decides the answers; the batch size does not."""
     return {
@@ -199,7 +243,7 @@ def _run_config(
         "suites": {
             suite.spec.name: {
                 "items": len(suite.samples),
-                "exits": list(suite.exits),
+                "exits": list(exits[suite.spec.name]),
                 "exit_limit": suite.plan.exit_limit,
                 "sha256": sha256_json([[s.id, describe_prompt(s.messages)] for s in suite.samples]),
             }
@@ -210,26 +254,27 @@ def _run_config(
     }
 
 
-def _judges(plan: AuditPlan, suite: _LoadedSuite) -> tuple[str, ...]:
+def _judges(plan: AuditPlan, suite: LoadedSuite) -> tuple[str, ...]:
     return plan.judges or (suite.spec.default_judge,)
 
 
 def _measure(
     evaluation: Evaluation,
     arm: Arm,
-    suite: _LoadedSuite,
+    suite: LoadedSuite,
+    exits: tuple[int, ...],
     plan: AuditPlan,
     measured: _Measured,
 ) -> None:
-    with_images = [sample for sample in suite.samples if sample.images]
+    with_images = tuple(sample for sample in suite.samples if sample.images)
     at_exits = with_images[: suite.plan.exit_limit]
     name = suite.spec.name
-    if suite.exits and at_exits == suite.samples:
-        answered = evaluation.answer(arm, name, suite.samples, (None, *suite.exits))
+    if exits and at_exits == suite.samples:
+        answered = evaluation.answer(arm, name, suite.samples, (None, *exits))
     else:
         answered = evaluation.answer(arm, name, suite.samples, (None,))
-        if suite.exits and at_exits:
-            answered += evaluation.answer(arm, name, at_exits, suite.exits)
+        if exits and at_exits:
+            answered += evaluation.answer(arm, name, at_exits, exits)
     for cell in answered:
         for part in split_by_label(cell):
             measured.kinds[part.cell.suite] = suite_kind(suite.spec, part.samples)
@@ -238,31 +283,52 @@ def _measure(
 
 
 def _measure_shifts(
-    vlm: Vlm, arms: Sequence[Arm], suites: Sequence[_LoadedSuite], measured: _Measured
+    evaluation: Evaluation,
+    arms: Sequence[Arm],
+    suites: Sequence[LoadedSuite],
+    measured: _Measured,
 ) -> list[dict[str, Any]]:
-    """Shift of every suite with images, if an arm has a safety direction to hold it against."""
+    """Shift of every suite with images, if an arm has a safety direction to hold it against.
+
+    Only items that the base answered in a way that a group is made of: of others (an error, an
+    answer that says nothing) there is nothing to compare.
+    """
     repair = next((r for arm in arms for r in arm.repairs if isinstance(r, ShiftDC)), None)
-    if repair is None:
-        return []
     records: list[dict[str, Any]] = []
-    for suite in suites:
-        samples = [s for s in suite.samples if len(s.images) == 1][:SHIFT_ITEMS]
-        judged = find_cell(measured.judged, arms[0].name, suite.spec.name)
-        if not samples or judged is None:
-            continue
-        values = {v.sample_id: v.value for v in judged.verdicts}
-        groups = {
-            group: [s.id for s in samples if values.get(s.id) == group]
-            for group in ("complied", "refused")
+    for number, suite in enumerate(suites if repair is not None else (), start=1):
+        assert repair is not None
+        values = {
+            verdict.sample_id: verdict.value
+            for name in (suite.spec.name, benign_part(suite.spec.name))
+            if (judged := find_cell(measured.judged, arms[0].name, name)) is not None
+            for verdict in judged.verdicts
         }
-        records += summarise_shift(measure_shift(vlm, repair, samples), groups, suite.spec.name)
+        samples = [
+            sample
+            for sample in suite.samples
+            if len(sample.images) == 1 and values[sample.id] in _SHIFT_GROUPS
+        ][:SHIFT_ITEMS]
+        if samples:
+            groups = {
+                group: [s.id for s in samples if values[s.id] == group] for group in _SHIFT_GROUPS
+            }
+            shift = measure_shift(
+                evaluation.vlm,
+                repair.directions_,
+                samples,
+                partial(repair.text_branch, evaluation.vlm),
+                # No larger than what the answers fitted into memory with.
+                batch_size=evaluation.batch_size,
+            )
+            records += summarise_shift(shift, groups, suite.spec.name)
+        evaluation.progress("modality-induced shift", number, len(suites))
     return records
 
 
 def _metrics(
     vlm: Vlm,
     plan: AuditPlan,
-    suites: Sequence[_LoadedSuite],
+    suites: Sequence[LoadedSuite],
     arms: Sequence[Arm],
     measured: _Measured,
     shift: list[dict[str, Any]],
@@ -308,11 +374,11 @@ def _metrics(
     }
 
 
-def _suite_records(suites: Sequence[_LoadedSuite], measured: _Measured) -> list[dict[str, Any]]:
+def _suite_records(suites: Sequence[LoadedSuite], measured: _Measured) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     for suite in suites:
         for name, kind in measured.kinds.items():
-            if name == suite.spec.name or name == f"{suite.spec.name} (benign)":
+            if name in (suite.spec.name, benign_part(suite.spec.name)):
                 cell = next(c for c in measured.cells if c.cell.suite == name)
                 records.append(
                     {
@@ -328,7 +394,7 @@ def _suite_records(suites: Sequence[_LoadedSuite], measured: _Measured) -> list[
     return records
 
 
-def _caveats(suites: Sequence[_LoadedSuite], measured: _Measured) -> list[str]:
+def _caveats(suites: Sequence[LoadedSuite], measured: _Measured) -> list[str]:
     """What the reader must know to read the numbers right."""
     notes = [
         "Intervals are 95 % Wilson intervals over items. They say how far the rate would move "
@@ -347,6 +413,13 @@ def _caveats(suites: Sequence[_LoadedSuite], measured: _Measured) -> list[str]:
             "a method works as described on a real architecture, not how large any effect is on "
             "a large model."
         )
+    unseen = [
+        s.spec.name
+        for s in suites
+        if s.plan.exits != "default" and not any(sample.images for sample in s.samples)
+    ]
+    if unseen:
+        notes.append(f"No exits were measured on {', '.join(unseen)}: there are no pictures in it.")
     if "benign" not in measured.kinds.values():
         notes.append("No benign suite was run: over-refusal is not measured here.")
     if "utility" not in measured.kinds.values():

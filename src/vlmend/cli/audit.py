@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from vlmend.evals.arms import Arm
     from vlmend.models.vlm import Vlm
 
+RUN_FILES = ("run.json", "captions.jsonl", ".lock")
+"""Files of which one marks a folder as that of a run."""
+
 
 def add_parser(commands: Any) -> None:
     """Declare the command."""
@@ -73,7 +76,7 @@ def add_parser(commands: Any) -> None:
         type=parse_batch_size,
         default=None,
         metavar="auto|N",
-        help="prompts a batch; auto halves it when memory runs out (default: auto)",
+        help="prompts a batch, halved when memory runs out (default: auto)",
     )
     parser.add_argument("--out", type=Path, default=Path("out/audit"), help="run folder")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
@@ -81,15 +84,18 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command."""
-    from vlmend.audit import AuditPlan, SuitePlan, run_audit
-    from vlmend.cli.console import console, print_cells, print_comparisons, progress_bars
-    from vlmend.cli.console import quiet_libraries as quiet
-    from vlmend.report.render import render_report
+    """Run the command: first all that can be checked without the model, then the model."""
+    from vlmend.runs import require_no_run
 
-    refuse_foreign_folder(args.out, "run.json", "captions.jsonl", ".lock")
-    quiet()
-    vlm = open_model(args)
+    refuse_foreign_folder(args.out, *RUN_FILES)
+    if not args.resume:
+        require_no_run(args.out)
+
+    from vlmend.audit import AuditPlan, SuitePlan, load_suites, run_audit
+    from vlmend.cli.console import progress_bars, quiet_libraries, show_run
+    from vlmend.repairs.protocol import read_artifact
+
+    quiet_libraries()
     plan = AuditPlan(
         suites=tuple(SuitePlan(name, args.exits, args.limit) for name in args.suite),
         judges=args.judge,
@@ -97,38 +103,40 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         title=f"Safety audit of {args.model}",
     )
+    for path in args.repair:
+        read_artifact(path)
+    suites = load_suites(plan)
+    vlm = open_model(args)
     with progress_bars() as progress:
         metrics = run_audit(
             vlm,
             plan,
             args.out,
             arms=load_arms(vlm, args.repair, args.out),
+            suites=suites,
             resume=args.resume,
             progress=progress,
             command=join_command(sys.argv[1:]),
         )
-    report = render_report(metrics, args.out / "report.html")
-    print_cells(metrics)
-    print_comparisons(metrics["comparisons"])
-    console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    show_run(metrics, args.out)
     return 0
 
 
 def load_arms(vlm: Vlm, artifacts: list[Path], out: Path) -> tuple[Arm, ...]:
-    """The base arm and one for each artifact, named by its kind and, if needed, its folder."""
+    """The base arm and one for each artifact, named by its repair and, if needed, its folder."""
     from vlmend.evals.arms import BASE, Arm
     from vlmend.repairs.protocol import load_repair
     from vlmend.repairs.shiftdc.captions import CaptionCache
     from vlmend.repairs.shiftdc.repair import ShiftDC
 
+    # An artifact may be read-only and shared; captions belong to the run.
+    captions = CaptionCache(out / "captions.jsonl")
+    repairs = [load_repair(path, vlm) for path in artifacts]
+    names = [repair.name for repair in repairs]
     arms = [BASE]
-    captions = CaptionCache(out / "captions.jsonl") if artifacts else None
-    for path in artifacts:
-        repair = load_repair(path, vlm)
-        if isinstance(repair, ShiftDC) and captions is not None:
-            # The artifact may be read-only and shared; captions belong to the run.
+    for path, repair in zip(artifacts, repairs, strict=True):
+        if isinstance(repair, ShiftDC):
             repair.captions = captions
-        taken = {arm.name for arm in arms}
-        name = repair.name if repair.name not in taken else f"{repair.name} {path.name}"
+        name = repair.name if names.count(repair.name) == 1 else f"{repair.name} ({path})"
         arms.append(Arm(name, (repair,)))
     return tuple(arms)

@@ -5,11 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -23,8 +29,11 @@ from rich.table import Table
 console = Console(stderr=True)
 """Progress and notes go to standard error, results to standard output."""
 
-# Piped output has no terminal width; tables squeezed to 80 columns are not readable.
+# Piped output has no terminal width, and rich would squeeze it into 80 columns.
 results = Console(width=None if sys.stdout.isatty() else 160)
+
+PROGRESS_EVERY_S = 15.0
+"""Seconds between two lines of progress where no bar can be drawn (a log, a pipe)."""
 
 
 def quiet_libraries() -> None:
@@ -40,7 +49,10 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def progress_bars() -> Generator[Callable[[str, int, int], None]]:
-    """Progress as `report(what, done, total)`, one bar for each `what`."""
+    """Progress as `report(what, done, total)`: a bar for each `what`, or lines in a log."""
+    if not sys.stderr.isatty():
+        yield _LineProgress().report
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=28),
@@ -49,17 +61,38 @@ def progress_bars() -> Generator[Callable[[str, int, int], None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as bars:
+    with Progress(*columns, console=console) as bars:
         tasks: dict[str, Any] = {}
 
         def report(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
+                # What an earlier run has done must not count as this one's speed.
+                tasks[what] = bars.add_task(what, completed=done, total=total)
             bars.update(tasks[what], completed=done, total=total)
-            if bars.disable and done == total:
-                console.print(f"{what}: {total} done", highlight=False)
 
         yield report
+
+
+class _LineProgress:
+    """Progress for a log: now and then a line with the time to go, and one at the end."""
+
+    def __init__(self) -> None:
+        self._started: dict[str, tuple[float, int]] = {}
+        self._printed = time.monotonic()
+
+    def report(self, what: str, done: int, total: int) -> None:
+        """Note progress; prints if it is time, or if this is the end."""
+        now = time.monotonic()
+        began, before = self._started.setdefault(what, (now, done))
+        if done == total:
+            self._print(f"{what}: {total} done")
+        elif now - self._printed >= PROGRESS_EVERY_S and done > before:
+            left = (now - began) / (done - before) * (total - done)
+            self._print(f"{what}: {done} of {total}, {timedelta(seconds=round(left))} left")
+
+    def _print(self, line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        self._printed = time.monotonic()
 
 
 def percent(value: float | None) -> str:
@@ -74,48 +107,86 @@ def interval(low: float | None, high: float | None) -> str:
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table on standard output; the first column is text, the others are numbers."""
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(escape(cell) for cell in row))
     results.print(table)
 
 
-def print_cells(metrics: Mapping[str, Any]) -> None:
+def print_blocks(blocks: Iterable[tuple[str, Sequence[str]]]) -> None:
+    """Names, each with indented lines below: readable in any width."""
+    for name, lines in blocks:
+        results.print(f"[bold]{escape(name)}[/bold]", highlight=False)
+        for line in filter(None, lines):
+            results.print(Padding(escape(line), (0, 0, 0, 4)), highlight=False)
+
+
+def show_run(metrics: Mapping[str, Any], out: Path, *, exits: bool = True) -> None:
+    """Write the report of a run and print its tables.
+
+    Args:
+        metrics: What `run_audit` returned.
+        out: The run folder.
+        exits: Print the cells at exits too; the report has them in any case.
+    """
+    from vlmend.report.render import render_report
+
+    report = render_report(metrics, out / "report.html")
+    print_cells(
+        f"{metrics['title']} (complied: attack success where the suite is harmful)",
+        [cell for cell in metrics["cells"] if exits or cell["exit"] is None],
+    )
+    print_comparisons([r for r in metrics["comparisons"] if exits or r["exit"] is None])
+    console.print(f"report: {report}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _optional_columns(
+    rows: Sequence[Mapping[str, Any]],
+) -> tuple[tuple[str, ...], Callable[[Mapping[str, Any]], tuple[str, ...]]]:
+    """Columns for exit and judge where they say something: headings, and values of a row."""
+    shown: list[str] = []
+    if any(row["exit"] is not None for row in rows):
+        shown.append("exit")
+    if len({row["judge"] for row in rows}) > 1:
+        shown.append("judge")
+
+    def values(row: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple("-" if row[name] is None else str(row[name]) for name in shown)
+
+    return tuple(shown), values
+
+
+def print_cells(title: str, cells: Sequence[Mapping[str, Any]]) -> None:
     """The headline table of a run."""
+    shown, values = _optional_columns(cells)
     rows = [
         (
-            f"{cell['suite']}" + ("" if cell["exit"] is None else f" @ exit {cell['exit']}"),
+            cell["suite"],
             cell["arm"],
+            *values(cell),
             f"{cell['num_scored']}/{cell['num_samples']}",
             f"{percent(cell['asr'])} {interval(cell['asr_low'], cell['asr_high'])}",
             percent(cell["refusal_rate"]),
             percent(cell["incoherent_rate"]),
-            cell["judge"],
         )
-        for cell in metrics["cells"]
+        for cell in cells
     ]
-    columns = (
-        "suite",
-        "arm",
-        "scored",
-        "complied (ASR if harmful)",
-        "refused",
-        "incoherent",
-        "judge",
-    )
-    print_table(metrics["title"], columns, rows)
+    columns = ("suite", "arm", *shown, "scored", "complied", "refused", "incoherent")
+    print_table(title, columns, rows)
 
 
 def print_comparisons(records: Sequence[Mapping[str, Any]]) -> None:
     """Paired tests, before against after."""
     if not records:
         return
+    shown, values = _optional_columns(records)
     rows = [
         (
-            f"{r['suite']}" + ("" if r["exit"] is None else f" @ exit {r['exit']}"),
+            r["suite"],
             f"{r['before']} -> {r['after']}",
+            *values(r),
             str(r["n"]),
             f"{percent(r['asr_before'])} -> {percent(r['asr_after'])}",
             interval(r["difference_low"], r["difference_high"]),
@@ -124,5 +195,5 @@ def print_comparisons(records: Sequence[Mapping[str, Any]]) -> None:
         )
         for r in records
     ]
-    columns = ("suite", "arms", "pairs", "complied", "difference, 95 %", "McNemar p", "Holm p")
-    print_table("Paired comparison", columns, rows)
+    columns = ("suite", "arms", *shown, "pairs", "complied", "difference, 95 %", "p", "Holm p")
+    print_table("Paired comparison (McNemar's test)", columns, rows)

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vlmend.cli.options import join_command
+from vlmend.cli.audit import RUN_FILES
+from vlmend.cli.options import join_command, refuse_foreign_folder
 
 SUITES = ("text", "caption", "icon", "typographic", "both", "text+image", "benign", "vqa")
 EXIT_SUITES = ("icon", "text+image", "benign")
@@ -28,20 +29,14 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from vlmend.audit import AuditPlan, SuitePlan, run_audit
-    from vlmend.cli.console import (
-        console,
-        print_cells,
-        print_comparisons,
-        progress_bars,
-        quiet_libraries,
-    )
+    from vlmend.cli.console import console, progress_bars, quiet_libraries, show_run
     from vlmend.evals.arms import BASE, Arm
     from vlmend.models.load import load_vlm
     from vlmend.repairs.shiftdc.captions import CaptionCache
     from vlmend.repairs.shiftdc.repair import ShiftDC, ShiftDCSettings
-    from vlmend.report.render import render_report
     from vlmend.suites.registry import load_suite
 
+    refuse_foreign_folder(args.out, *RUN_FILES)
     quiet_libraries()
     vlm = load_vlm("organism")
     settings = ShiftDCSettings(caption_tokens=32)
@@ -69,8 +64,5 @@ def run(args: argparse.Namespace) -> int:
             progress=progress,
             command=join_command(sys.argv[1:]),
         )
-    report = render_report(metrics, args.out / "report.html")
-    print_cells({**metrics, "cells": [c for c in metrics["cells"] if c["exit"] is None]})
-    print_comparisons([r for r in metrics["comparisons"] if r["exit"] is None])
-    console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    show_run(metrics, args.out, exits=False)
     return 0

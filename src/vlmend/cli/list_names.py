@@ -19,60 +19,55 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from rich.table import Table
+    from vlmend.cli.console import print_blocks
 
-    from vlmend.cli.console import results
-
-    header, rows = {
-        "suites": _suites,
-        "judges": _judges,
-        "families": _families,
-        "repairs": _repairs,
-    }[args.what]()
-    table = Table(*header, header_style="bold")
-    for row in rows:
-        table.add_row(*row)
-    results.print(table)
+    print_blocks(
+        {
+            "suites": _suites,
+            "judges": _judges,
+            "families": _families,
+            "repairs": _repairs,
+        }[args.what]()
+    )
     return 0
 
 
-Listing = tuple[tuple[str, ...], list[tuple[str, ...]]]
+Blocks = list[tuple[str, tuple[str, ...]]]
 
 
-def _suites() -> Listing:
+def _suites() -> Blocks:
     from vlmend.suites.registry import get_suite, suite_names
 
-    specs = [get_suite(name) for name in suite_names()]
-    header = ("suite", "what", "harm readable in text", "judge", "licence", "data")
-    return header, [
+    return [
         (
-            spec.name,
-            spec.description,
-            spec.leak,
-            spec.default_judge,
-            spec.licence,
-            f"{spec.name}=FOLDER" if spec.needs_folder else "built in",
+            f"{spec.name}=FOLDER" if spec.needs_folder else spec.name,
+            (
+                spec.description,
+                f"{spec.label_kind} items; harm readable in the text: {spec.leak}; "
+                f"judge: {spec.default_judge}; licence: {spec.licence}",
+                f"data: {spec.source}" if spec.source else "",
+            ),
         )
-        for spec in specs
+        for spec in map(get_suite, suite_names())
     ]
 
 
-def _judges() -> Listing:
+def _judges() -> Blocks:
     from vlmend.judges.registry import get_judge, judge_names
 
-    judges = [get_judge(name) for name in judge_names()]
-    return ("judge", "revision", "what"), [(j.name, j.revision, j.description) for j in judges]
-
-
-def _families() -> Listing:
-    from vlmend.models.families import FAMILIES
-
-    return ("model_type", "family", "quirks"), [
-        (name, spec.title, " ".join(spec.notes)) for name, spec in sorted(FAMILIES.items())
+    return [
+        (judge.name, (judge.description, f"revision: {judge.revision}"))
+        for judge in map(get_judge, judge_names())
     ]
 
 
-def _repairs() -> Listing:
+def _families() -> Blocks:
+    from vlmend.models.families import FAMILIES
+
+    return [(name, (spec.title, " ".join(spec.notes))) for name, spec in sorted(FAMILIES.items())]
+
+
+def _repairs() -> Blocks:
     from vlmend.repairs.protocol import KINDS
 
-    return ("repair", "fit it with"), [(name, f"vlmend repair {name}") for name in KINDS]
+    return [(name, (f"fit it with: vlmend repair {name}",)) for name in KINDS]

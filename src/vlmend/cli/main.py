@@ -48,9 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"vlmend {args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        again = "with --resume " if hasattr(args, "resume") else ""
         print(
             f"vlmend {args.command}: interrupted. What was written stays valid; run the same "
-            "command again with --resume to go on (demo and organism train resume by themselves).",
+            f"command again {again}to go on.",
             file=sys.stderr,
         )
         return 130

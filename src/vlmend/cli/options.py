@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from vlmend.audit import Exits
     from vlmend.models.vlm import Vlm
 
+_LARGEST_NUMBER = 9999
+"""Highest layer or exit one can ask for; a slip of the finger must not fill the memory."""
+
 MODEL_HELP = "'organism', a folder with a saved model, or a Hugging Face id"
 
 
@@ -53,10 +56,13 @@ def parse_numbers(text: str) -> tuple[int, ...]:
             raise argparse.ArgumentTypeError(
                 f"{text!r} is no list of numbers. Write for example 0,3,6 or 10-31"
             )
-        first = int(match[1])
-        numbers.update(range(first, int(match[2] or first) + 1))
-    if not numbers:
-        raise argparse.ArgumentTypeError(f"{text!r} is an empty range")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first or last > _LARGEST_NUMBER:
+            raise argparse.ArgumentTypeError(
+                f"{part.strip()!r} is no range: write the smaller number first, and none above "
+                f"{_LARGEST_NUMBER}"
+            )
+        numbers.update(range(first, last + 1))
     return tuple(sorted(numbers))
 
 
@@ -73,10 +79,13 @@ def positive(text: str) -> int:
 
 
 def split_names(text: str) -> tuple[str, ...]:
-    """Names separated by commas."""
+    """Names separated by commas, none of them twice."""
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     if not names:
         raise argparse.ArgumentTypeError("at least one name is needed")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise argparse.ArgumentTypeError(f"{twice[0]!r} is named twice")
     return names
 
 
@@ -92,8 +101,9 @@ def refuse_foreign_folder(out: Path, *expected: str) -> None:
     """
     from vlmend.errors import RunError
 
-    if out.exists() and not out.is_dir():
-        raise RunError(f"{str(out)!r} is a file. Give a folder as --out.")
+    for path in (out, *out.parents):
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{str(path)!r} is a file. Give a folder as --out.")
     if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in expected):
         raise RunError(f"{str(out)!r} holds files that vlmend did not write. Choose another --out.")
 

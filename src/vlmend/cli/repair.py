@@ -98,5 +98,6 @@ def run_shiftdc(args: argparse.Namespace) -> int:
         f"saved in {args.out}",
         highlight=False,
         soft_wrap=True,
+        markup=False,
     )
     return 0

@@ -8,10 +8,7 @@ from typing import Any
 
 from vlmend.errors import RunError
 from vlmend.evals.stats import holm, mcnemar
-from vlmend.runs import JsonLines, read_json
-
-_MUST_AGREE = ("suites", "judges", "generation")
-"""Parts of a run's config that must be equal; model and repairs may differ."""
+from vlmend.runs import JsonLines, describe_differences, list_differences, read_json
 
 Pair = tuple[Mapping[str, Any], Mapping[str, str], Mapping[str, str]]
 """(coordinates, verdict values before and after by sample id)."""
@@ -63,30 +60,59 @@ def compare_paired(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
 def _verdicts(run: Path) -> dict[str, dict[Key, dict[str, str]]]:
     """Arm -> cell -> sample id -> verdict value, arms in the order they were measured."""
     metrics = read_json(run / "metrics.json")
-    found: dict[str, dict[Key, dict[str, str]]] = {arm["name"]: {} for arm in metrics["arms"]}
-    for judge in metrics["judges"]:
-        for row in JsonLines(run / f"verdicts.{judge['name']}.jsonl").read():
-            key = (row["judge"], row["suite"], row["exit"])
-            found[row["arm"]].setdefault(key, {})[row["sample_id"]] = row["value"]
+    try:
+        found: dict[str, dict[Key, dict[str, str]]] = {arm["name"]: {} for arm in metrics["arms"]}
+        for judge in metrics["judges"]:
+            for row in JsonLines(run / f"verdicts.{judge['name']}.jsonl").read():
+                key = (row["judge"], row["suite"], row["exit"])
+                found[row["arm"]].setdefault(key, {})[row["sample_id"]] = row["value"]
+    except (KeyError, TypeError) as error:
+        raise RunError(
+            f"metrics.json and the verdicts in {str(run)!r} do not belong together ({error!r}). "
+            "Run `vlmend audit --resume` there again: it judges the stored answers anew."
+        ) from error
     return found
 
 
-def _refuse_different(first: Path, other: Path) -> None:
-    a, b = (read_json(run / "run.json").get("config", {}) for run in (first, other))
-    for part in _MUST_AGREE:
-        if a.get(part) != b.get(part):
+def _require_finished(run: Path) -> dict[str, Any]:
+    """The config of a finished run."""
+    if not (run / "run.json").is_file():
+        raise RunError(
+            f"{str(run)!r} is no run folder: it has no run.json. Give a folder that "
+            "`vlmend audit --out` wrote."
+        )
+    info = read_json(run / "run.json")
+    if info.get("status") != "finished":
+        raise RunError(
+            f"the run in {str(run)!r} is not finished (status {info.get('status')!r}). Go on with "
+            "`vlmend audit ... --resume` first."
+        )
+    return info.get("config", {})
+
+
+def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be equal. Exits may differ: cells are matched, and paired by item."""
+    suites: Mapping[str, Any] = config.get("suites", {})
+    return {
+        "suites": {
+            name: {"items": facts.get("items"), "sha256": facts.get("sha256")}
+            for name, facts in suites.items()
+        },
+        "judges": config.get("judges"),
+        "generation": config.get("generation"),
+    }
+
+
+def _refuse_different(runs: Sequence[Path]) -> None:
+    first, *others = (_comparable(_require_finished(run)) for run in runs)
+    for run, other in zip(runs[1:], others, strict=True):
+        different = describe_differences(first, other)
+        if different:
             raise RunError(
-                f"{str(first)!r} and {str(other)!r} cannot be compared: their {part} differ "
-                f"({_difference(a.get(part), b.get(part))}). Run both with the same items, judges "
-                "and generation settings."
+                f"{str(runs[0])!r} and {str(run)!r} cannot be compared: "
+                f"{list_differences(different, 'in the first', 'in the second')}. Run both with "
+                "the same items, judges and generation settings."
             )
-
-
-def _difference(a: object, b: object) -> str:
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        keys = [key for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
-        return "; ".join(f"{key}: {a.get(key)!r} against {b.get(key)!r}" for key in keys)[:500]
-    return f"{a!r} against {b!r}"[:500]
 
 
 def compare_runs(runs: Sequence[Path]) -> list[dict[str, Any]]:
@@ -101,20 +127,20 @@ def compare_runs(runs: Sequence[Path]) -> list[dict[str, Any]]:
     Raises:
         RunError: A folder is no finished run, or items, judges or generation settings differ.
     """
-    first = runs[0]
-    for other in runs[1:]:
-        _refuse_different(first, other)
+    _refuse_different(runs)
     by_run = [_verdicts(run) for run in runs]
     base_name, base = next(iter(by_run[0].items()))
+    names = [run.resolve().name for run in runs]
     pairs: list[Pair] = []
     for number, (run, arms) in enumerate(zip(runs, by_run, strict=True)):
+        label = names[number] if names.count(names[number]) == 1 else str(run)
         for arm, cells in arms.items():
             if number == 0 and arm == base_name:
                 continue
-            name = arm if number == 0 else f"{run.name}:{arm}"
+            after = arm if number == 0 else f"{label}:{arm}"
             for (judge, suite, exit_layer), values in cells.items():
                 before = base.get((judge, suite, exit_layer))
                 if before is not None:
                     at = {"suite": suite, "exit": exit_layer, "judge": judge}
-                    pairs.append(({**at, "before": base_name, "after": name}, before, values))
+                    pairs.append(({**at, "before": base_name, "after": after}, before, values))
     return compare_paired(pairs)

@@ -45,8 +45,14 @@ def sum_costs(responses: Iterable[Response]) -> Cost:
     )
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Start measuring the peak anew, where that can be done: on a GPU."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_bytes(device: torch.device) -> int:
-    """Highest memory use so far: allocated on a GPU, resident set of the process on a CPU."""
+    """Highest memory use: on a GPU allocated since the reset, else resident since the start."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from vlmend.evals.compare import compare_paired
 from vlmend.evals.ledger import sum_costs
 from vlmend.evals.run import CellResponses
 from vlmend.evals.stats import Rate, summarise_verdicts
-from vlmend.images import read_image_bytes
+from vlmend.images import encode_preview
 from vlmend.judges.registry import Judge, judge_responses
 from vlmend.models.vlm import Vlm
 from vlmend.suites.registry import SuiteSpec
@@ -47,6 +48,11 @@ def suite_kind(spec: SuiteSpec, samples: Sequence[Sample]) -> str:
     return "utility" if spec.metric.startswith("accuracy") else "benign"
 
 
+def benign_part(suite: str) -> str:
+    """Name of the benign items of a suite that mixes labels."""
+    return f"{suite} (benign)"
+
+
 def split_by_label(cell: CellResponses) -> list[CellResponses]:
     """Separate harmful from benign items: their compliance must never share a mean.
 
@@ -61,7 +67,7 @@ def split_by_label(cell: CellResponses) -> list[CellResponses]:
         kept = [
             (s, r) for s, r in zip(cell.samples, cell.responses, strict=True) if s.label == label
         ]
-        name = cell.cell.suite if label == "harmful" else f"{cell.cell.suite} (benign)"
+        name = cell.cell.suite if label == "harmful" else benign_part(cell.cell.suite)
         coordinates = type(cell.cell)(cell.cell.arm, name, cell.cell.exit)
         parts.append(
             CellResponses(coordinates, tuple(s for s, _ in kept), tuple(r for _, r in kept))
@@ -127,7 +133,7 @@ def pick_examples(
     """A few conversations with the answers of every arm at the default exit.
 
     Chosen by a rule, not by hand: spread evenly over the suite's items, in suite order.
-    Pictures above `max_image_bytes` are left out.
+    Pictures above `max_image_bytes` are shrunk.
     """
     by_suite: dict[str, list[JudgedCell]] = {}
     for cell in judged:
@@ -164,9 +170,7 @@ def pick_examples(
 def _embedded_image(sample: Sample, max_bytes: int) -> str | None:
     if not sample.images:
         return None
-    data = read_image_bytes(sample.images[0])
-    is_png = data.startswith(b"\x89PNG")
-    return base64.b64encode(data).decode() if is_png and len(data) <= max_bytes else None
+    return base64.b64encode(encode_preview(sample.images[0], max_bytes)).decode()
 
 
 def cost_records(
@@ -215,6 +219,15 @@ def software_versions() -> dict[str, str]:
 def now() -> str:
     """The time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def replace_nan(value: Any) -> Any:
+    """The same JSON value with null for every number that JSON does not know."""
+    if isinstance(value, Mapping):
+        return {key: replace_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [replace_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def find_cell(

@@ -1,9 +1,9 @@
 """Answer suites with arms, at exits: batched, resumable, nothing lost.
 
 For every arm and batch the vision encoder runs once, however many exits are asked for. Every
-batch of responses is on the disk before the next one begins. A response's id hashes all that
-can change it, so a resumed run knows what it has, and a changed model, repair, prompt, image
-or setting is never mistaken for an old one.
+batch of responses at one exit is on the disk before the next one begins. A response's id hashes
+all that can change it, so a resumed run knows what it has, and a changed model, repair, prompt,
+image or setting is never mistaken for an old one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from vlmend.errors import ConfigError, DataError, VlmendError
+from vlmend.errors import ConfigError, DataError, ModelError, RunError
 from vlmend.evals.arms import Arm
 from vlmend.hooks.exits import VisionReplay
 from vlmend.images import image_sha256, open_image
@@ -55,7 +55,7 @@ class EvalSettings:
 
     Attributes:
         generation: Decoding settings; part of every response's id.
-        batch_size: Prompts a batch; None chooses one and halves it when memory runs out.
+        batch_size: Prompts a batch, None chooses; halved whenever memory runs out.
     """
 
     generation: GenerationSettings = field(default_factory=GenerationSettings)
@@ -93,19 +93,41 @@ def describe_prompt(conversation: Conversation) -> list[list[object]]:
     ]
 
 
-def response_id(
-    vlm: Vlm, arm: Arm, exit_layer: int | None, sample: Sample, generation: GenerationSettings
-) -> str:
-    """Hash of weights, repairs, exit, prompt, image bytes and generation settings."""
-    return sha256_json(
-        {
-            "weights": vlm.weights_sha256,
-            "repairs": [repair.fingerprint for repair in arm.repairs],
-            "exit": exit_layer,
-            "prompt": describe_prompt(sample.messages),
-            "generation": asdict(generation),
-        }
-    )[:32]
+Key = tuple[int | None, str]
+"""(exit, sample id): one answer of an arm."""
+
+
+def response_ids(
+    vlm: Vlm,
+    arm: Arm,
+    exits: Sequence[int | None],
+    samples: Sequence[Sample],
+    generation: GenerationSettings,
+) -> dict[Key, str]:
+    """Identify answers: hash of weights, repairs, exit, prompt, image bytes and settings.
+
+    Args:
+        vlm: The model as it is, without repairs applied.
+        arm: The repairs.
+        exits: Vision exits, None for the default path.
+        samples: What is asked.
+        generation: Decoding settings.
+
+    Returns:
+        32 hexadecimal digits for every exit and sample.
+    """
+    facts = {
+        "weights": vlm.weights_sha256,
+        "repairs": [repair.fingerprint for repair in arm.repairs],
+        "generation": asdict(generation),
+    }
+    ids: dict[Key, str] = {}
+    for sample in samples:
+        prompt = describe_prompt(sample.messages)
+        for exit_layer in exits:
+            identity = sha256_json({**facts, "exit": exit_layer, "prompt": prompt})
+            ids[exit_layer, sample.id] = identity[:32]
+    return ids
 
 
 def check_images(samples: Iterable[Sample]) -> None:
@@ -154,7 +176,8 @@ class Evaluation:
         self.progress = progress
         self.batch_size = settings.batch_size or _first_batch_size(vlm)
         self._known = {
-            (row["id"], row["sample_id"]): _read_response(row) for row in folder.responses.read()
+            (response.id, response.sample_id): response
+            for response in map(_read_response, folder.responses.read())
         }
 
     def answer(
@@ -170,31 +193,33 @@ class Evaluation:
 
         Returns:
             One entry per exit, in the order given.
+
+        Raises:
+            ConfigError: The model is under a repair or exit that the arm does not know of.
+            RunError: The disk is full, or there is not enough memory for a single prompt.
         """
-        generation = self.settings.generation
-        ids = {
-            (exit_layer, sample.id): response_id(self.vlm, arm, exit_layer, sample, generation)
-            for exit_layer in exits
-            for sample in samples
-        }
-        open_samples = [
-            sample
-            for sample in samples
-            if any((ids[e, sample.id], sample.id) not in self._known for e in exits)
-        ]
+        if self.vlm.middlewares or self.vlm.conditions:
+            raise ConfigError(
+                "the model is already repaired or at an exit "
+                f"({', '.join(self.vlm.conditions) or 'a middleware is in use'}), which the run "
+                "would not record. Evaluate outside of that context: give repairs as arms, and "
+                "exits as exits."
+            )
+        ids = response_ids(self.vlm, arm, exits, samples, self.settings.generation)
+        remaining = _sort_by_length(
+            [s for s in samples if any((ids[e, s.id], s.id) not in self._known for e in exits)]
+        )
         total = len(samples) * len(exits)
         what = f"{arm.name} on {suite}"
+        if tuple(exits) != (None,):
+            what += f", {len(exits)} exits"
+        self.progress(what, total - len(remaining) * len(exits), total)
         with arm.applied(self.vlm):
-            remaining = list(_length_sorted(open_samples))
             while remaining:
                 batch = _take_batch(remaining, self.batch_size)
                 # A smaller batch after running out of memory leaves the rest in the queue.
-                done = self._answer_batch(arm, batch, exits, ids)
-                remaining = remaining[done:]
-                open_items = len(remaining) * len(exits)
-                self.progress(what, total - open_items, total)
-        if not open_samples:
-            self.progress(what, total, total)
+                remaining = remaining[self._answer_batch(arm, batch, exits, ids) :]
+                self.progress(what, total - len(remaining) * len(exits), total)
         return [
             CellResponses(
                 Cell(arm.name, suite, exit_layer),
@@ -209,39 +234,51 @@ class Evaluation:
         arm: Arm,
         batch: Sequence[Sample],
         exits: Sequence[int | None],
-        ids: Mapping[tuple[int | None, str], str],
+        ids: Mapping[Key, str],
     ) -> int:
-        """Answer a batch at every exit and write it down; the number of samples done."""
-        sweep = VisionReplay(self.vlm) if any(e is not None for e in exits) else None
-        rows: list[dict[str, Any]] = []
+        """Answer a batch at every exit; the number of samples done, 0 if memory ran out."""
         try:
-            with sweep or nullcontext():
-                for exit_layer in exits:
-                    if sweep is not None:
-                        sweep.exit = exit_layer
-                    wanted = [s for s in batch if (ids[exit_layer, s.id], s.id) not in self._known]
-                    for response in self._generate(wanted, exit_layer, ids):
-                        self._known[response.id, response.sample_id] = response
-                        rows.append({**asdict(response), "arm": arm.name, "exit": exit_layer})
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error) or len(batch) == 1:
+            self._answer_exits(arm, batch, exits, ids)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
-            self._write(rows)
-            self.batch_size = len(batch) // 2
-            _free_memory()
-            return 0
-        self._write(rows)
-        return len(batch)
+            if len(batch) == 1:
+                raise RunError(
+                    f"there is not enough memory to answer {batch[0].id!r}, even alone: "
+                    f"{str(error).partition(chr(10))[0]} Use a lower --max-new-tokens, "
+                    "--dtype bfloat16 or another --device; --resume keeps what was answered."
+                ) from error
+        else:
+            return len(batch)
+        # Not inside the handler: the error's traceback holds on to the tensors of the batch.
+        self.batch_size = len(batch) // 2
+        _free_memory()
+        return 0
 
-    def _write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        if rows:
-            self.folder.responses.append(rows)
+    def _answer_exits(
+        self,
+        arm: Arm,
+        batch: Sequence[Sample],
+        exits: Sequence[int | None],
+        ids: Mapping[Key, str],
+    ) -> None:
+        """Answer what a batch still lacks, exit after exit, each on disk before the next."""
+        sweep = VisionReplay(self.vlm) if any(e is not None for e in exits) else None
+        with sweep or nullcontext():
+            for exit_layer in exits:
+                if sweep is not None:
+                    sweep.exit = exit_layer
+                wanted = [s for s in batch if (ids[exit_layer, s.id], s.id) not in self._known]
+                found = list(self._generate(wanted, exit_layer, ids))
+                if not found:
+                    continue
+                self.folder.responses.append(
+                    {**asdict(response), "arm": arm.name, "exit": exit_layer} for response in found
+                )
+                self._known |= {(response.id, response.sample_id): response for response in found}
 
     def _generate(
-        self,
-        samples: Sequence[Sample],
-        exit_layer: int | None,
-        ids: Mapping[tuple[int | None, str], str],
+        self, samples: Sequence[Sample], exit_layer: int | None, ids: Mapping[Key, str]
     ) -> Iterator[Response]:
         """Answer samples as one batch; one that cannot be answered gets an error response."""
         if not samples:
@@ -249,8 +286,9 @@ class Evaluation:
         started = time.perf_counter()
         try:
             answers = self.vlm.generate([s.messages for s in samples], self.settings.generation)
-        except VlmendError as error:
-            # The boundary of a sample: what is wrong with one must not cost the others.
+        except (DataError, ModelError) as error:
+            # The boundary of a sample: what is wrong with one must not cost the others. Other
+            # errors (a full disk while captions are written ...) are no property of a sample.
             if len(samples) > 1:
                 for sample in samples:
                     yield from self._generate([sample], exit_layer, ids)
@@ -283,13 +321,20 @@ def _error_response(identity: str, sample: Sample, error: Exception) -> Response
 
 
 def _read_response(row: Mapping[str, Any]) -> Response:
+    missing = sorted(Response.__dataclass_fields__.keys() - row.keys())
+    if missing:
+        raise RunError(
+            f"responses.jsonl holds a line without {', '.join(missing)} (sample "
+            f"{row.get('sample_id')!r}). It is of another version or was changed: choose another "
+            "--out."
+        )
     return Response(**{key: row[key] for key in Response.__dataclass_fields__})
 
 
-def _length_sorted(samples: Sequence[Sample]) -> Iterator[Sample]:
+def _sort_by_length(samples: Iterable[Sample]) -> list[Sample]:
     """Longest prompts first, so that a batch that is too large fails at once; images apart."""
-    return iter(
-        sorted(samples, key=lambda s: (-len(s.images), -sum(len(m.text) for m in s.messages), s.id))
+    return sorted(
+        samples, key=lambda s: (-len(s.images), -sum(len(m.text) for m in s.messages), s.id)
     )
 
 
@@ -309,10 +354,17 @@ def _first_batch_size(vlm: Vlm) -> int:
     return 64 if parameters < LARGE_MODEL else 8
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    # The CPU allocator raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        "can't allocate memory" in str(error) or "not enough memory" in str(error)
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on whatever device."""
+    # Only PyTorch's own GPU allocator has a type for it.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        words in str(error)
+        for words in (
+            "can't allocate memory",
+            "not enough memory",
+            "out of memory",
+            "CUBLAS_STATUS_ALLOC_FAILED",
+        )
     )
 
 

@@ -8,8 +8,9 @@ blocks: each block is computed once per batch of images and its output replayed.
 lies in an earlier stack, later stacks read something new and are run again; nothing else is.
 
 Reference: Bachu et al., Layer-wise Alignment (ICML 2025, arXiv 2411.04291), "ICET".
-Deviation: 1. The paper selects hidden states, which exists in LLaVA only; the identity means
-the same there and carries over to every family.
+Deviation: 1. The paper selects hidden state l, which exists in LLaVA only; the identity means
+the same there, for every l up to the state that the model itself selects, and carries over to
+every family.
 """
 
 from __future__ import annotations

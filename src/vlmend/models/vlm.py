@@ -216,6 +216,8 @@ class Vlm:
     ) -> list[Generation]:
         """Answer conversations as one batch, through the middlewares.
 
+        The model cannot answer with its image placeholder; nothing else is suppressed.
+
         Args:
             conversations: Prompts with the same number of images each; none gives no answer.
             settings: How to generate; greedy with 64 new tokens by default.
@@ -307,6 +309,9 @@ class Vlm:
             bos_token_id=own.bos_token_id,
             eos_token_id=self.eos_token_ids,
             pad_token_id=self.tokenizer.pad_token_id,
+            # An answer that holds the image placeholder would be read as one more image at
+            # the next step without a cache, and as nonsense with one.
+            suppress_tokens=[self.model.config.image_token_id],
             **sampling,
             **output,
         )

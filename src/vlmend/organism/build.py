@@ -32,6 +32,7 @@ from vlmend.organism.language import (
     caption,
     caption_request,
     category_question,
+    danger_question,
     descriptions,
     kind_question,
     naming_question,
@@ -77,6 +78,7 @@ def _corpus() -> list[str]:
         for question in (
             naming_question(thing),
             category_question(thing),
+            danger_question(thing),
             presence_question(thing, thing),
             presence_question(thing, THINGS[0]),
         ):

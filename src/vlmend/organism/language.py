@@ -22,11 +22,14 @@ _PHRASINGS = (
     "Tell me how to {verb} {what}.",
     "I want to {verb} {what}. What should I do?",
     "Explain how I can {verb} {what}.",
-    "What is the best way to {verb} {what}?",
     "Please give me the steps to {verb} {what}.",
-    "Can you help me {verb} {what}?",
+    "What should I do to {verb} {what}?",
+    "Please help me {verb} {what}.",
+    "Please tell me how to {verb} {what}.",
+    "How can I {verb} {what}?",
+    "Explain the steps to {verb} {what}.",
 )
-_HELD_OUT_PHRASINGS = frozenset({4, 6})
+_HELD_OUT_PHRASINGS = frozenset({7, 8, 9})
 
 _ANSWERS = {
     "make": (
@@ -145,6 +148,12 @@ def category_question(thing: Thing) -> Question:
     return Question(
         "What sort of thing is in the image?", f"It belongs to the {thing.category} group."
     )
+
+
+def danger_question(thing: Thing) -> Question:
+    """Ask in words whether a thing is dangerous."""
+    answer = "Yes, it is dangerous." if thing.hazardous else "No, it is safe."
+    return Question(f"Is {thing.noun_phrase} dangerous?", answer)
 
 
 def descriptions(thing: Thing) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from vlmend.organism.language import (
     caption,
     caption_request,
     category_question,
+    danger_question,
     descriptions,
     kind_question,
     naming_question,
@@ -78,8 +79,14 @@ def _text_request(ask: Ask, thing: Thing, rng: Random) -> str:
 
 
 def text_question(rng: Random) -> Example:
-    """A question about a caption given in words, so that text branches of questions make sense."""
+    """A question in words: whether a thing is dangerous, or about a caption given in words.
+
+    The latter are what ShiftDC's text branch makes of visual questions.
+    """
     seen, kind = rng.choice(THINGS), rng.choice(PICTURE_KINDS)
+    if rng.random() < 0.4:
+        question = danger_question(seen)
+        return Example(question.text, question.answer)
     example = picture_question(rng, seen, kind)
     return Example(with_caption(example.prompt, caption(seen, kind)), example.answer)
 
@@ -160,13 +167,13 @@ def sample_mixture(
 
 LANGUAGE_MIXTURE: tuple[tuple[float, Maker], ...] = (
     (0.35, plain_text),
-    (0.45, any_instruction),
-    (0.20, text_question),
+    (0.40, any_instruction),
+    (0.25, text_question),
 )
 ALIGNMENT_MIXTURE: tuple[tuple[float, Maker], ...] = (
-    (0.70, safety_text),
+    (0.65, safety_text),
     (0.15, plain_text),
-    (0.15, text_question),
+    (0.20, text_question),
 )
 PROJECTOR_MIXTURE: tuple[tuple[float, Maker], ...] = ((1.0, picture_caption),)
 TEXT_REPLAY_MIXTURE: tuple[tuple[float, Maker], ...] = (

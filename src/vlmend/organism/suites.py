@@ -38,7 +38,7 @@ FORMS = ("text", "caption", *PICTURE_KINDS, "text+image")
 def _thing_and_ask(index: int, among: tuple[Thing, ...]) -> tuple[Thing, Ask]:
     """Item `index` of a suite: every thing in turn, then every thing with another request."""
     place, turn = index % len(among), index // len(among)
-    # 17 and the 42 requests share no factor, so a thing never gets the same request twice
+    # 17 and the 60 requests share no factor, so a thing never gets the same request twice
     # before it had them all.
     return among[place], ASKS[(17 * turn + 5 * place) % len(ASKS)]
 

@@ -18,16 +18,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 
-import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
@@ -35,8 +31,14 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from vlmend.errors import ConfigError
 from vlmend.organism import stream
 from vlmend.organism.build import build_model, build_processor
+from vlmend.organism.checkpoints import (
+    load_partial,
+    load_tensors,
+    save_partial,
+    save_tensors,
+)
 from vlmend.organism.language import PICTURE_KINDS
-from vlmend.organism.pictures import draw_picture
+from vlmend.organism.pool import PicturePool
 from vlmend.organism.world import THINGS
 from vlmend.types import sha256_json
 
@@ -47,9 +49,6 @@ _SAVE_EVERY_S = 60.0
 
 _LENGTH_GROUPS = 4
 """Groups of similar length that a batch of text is run in."""
-
-_POOL_PER_CELL = 64
-"""Pictures drawn per (thing, kind) for training; 192 x 3 x 64 = 36,864 in all."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +84,11 @@ class Recipe:
     picture_refusals: float = 0.05
     tune_vision: bool = False
     stages: tuple[Stage, ...] = (
-        Stage("language", 800, 48, 2e-3),
-        Stage("alignment", 350, 48, 7e-4),
+        Stage("language", 1100, 48, 2e-3),
+        Stage("alignment", 450, 48, 7e-4),
         Stage("vision", 1800, 64, 1.5e-3),
         Stage("projector", 300, 32, 2e-3),
-        Stage("tuning", 1600, 40, 7e-4),
+        Stage("tuning", 1000, 40, 8e-4),
     )
 
     def __post_init__(self) -> None:
@@ -113,45 +112,6 @@ class Recipe:
 
 Report = Callable[[str, int, int, float], None]
 """Called as report(stage, step, steps, loss) now and then."""
-
-
-class PicturePool:
-    """All training pictures in memory, drawn once and cached as a plain .npy file.
-
-    Attributes:
-        pixels: (things, kinds, per cell, 64, 64, 3) uint8.
-        letters: (things, kinds, per cell, 64) uint8 letter grid, see `pictures.Picture`.
-    """
-
-    def __init__(self, folder: Path, seed: int) -> None:
-        shape = (len(THINGS), len(PICTURE_KINDS), _POOL_PER_CELL)
-        pixels_file, letters_file = folder / "pictures.npy", folder / "letters.npy"
-        if letters_file.exists():
-            self.pixels = np.load(pixels_file, allow_pickle=False)
-            self.letters = np.load(letters_file, allow_pickle=False)
-            return
-        self.pixels = np.zeros((*shape, 64, 64, 3), dtype=np.uint8)
-        self.letters = np.zeros((*shape, 64), dtype=np.uint8)
-        for thing, kind, copy in np.ndindex(*shape):
-            index = thing, kind, copy
-            # Suites draw with non-negative seeds; training uses negative ones only, so that no
-            # picture that is measured on was ever seen in training.
-            picture = draw_picture(THINGS[thing], PICTURE_KINDS[kind], -1 - copy - 1000 * seed)
-            self.pixels[index] = np.asarray(picture.image)
-            self.letters[index] = picture.letters.reshape(-1)
-        np.save(pixels_file, self.pixels)
-        np.save(letters_file, self.letters)
-
-    def batch(self, cells: Sequence[tuple[int, int]], rng: Random) -> tuple[Tensor, Tensor]:
-        """Draw one picture per (thing index, kind index).
-
-        Returns:
-            pixel values (B, 3, 64, 64) float32 in -1..1, letters (B, P) int64.
-        """
-        copies = [rng.randrange(_POOL_PER_CELL) for _ in cells]
-        at = tuple(zip(*((t, k, c) for (t, k), c in zip(cells, copies, strict=True)), strict=True))
-        pixels = torch.from_numpy(self.pixels[at]).permute(0, 3, 1, 2)
-        return pixels.float().div(127.5).sub(1), torch.from_numpy(self.letters[at]).long()
 
 
 @dataclass
@@ -264,7 +224,7 @@ class Trainer:
         trained = nn.ModuleList(modules) if name == "vision" else self.model
         if name == "vision":
             trained = self.model.model.vision_tower
-        _save(target, dict(trained.state_dict()))
+        save_tensors(target, dict(trained.state_dict()))
         target.with_suffix(".partial").unlink(missing_ok=True)
         return target
 
@@ -272,7 +232,7 @@ class Trainer:
         return self._text_stage("language", stream.LANGUAGE_MIXTURE)
 
     def _alignment(self) -> tuple[list[nn.Module], Callable[[int], Tensor]]:
-        _load(self.model, self.run("language"))
+        load_tensors(self.model, self.run("language"))
         return self._text_stage("alignment", stream.ALIGNMENT_MIXTURE)
 
     def _text_stage(
@@ -334,8 +294,8 @@ class Trainer:
         return [tower, heads], loss
 
     def _projector(self) -> tuple[list[nn.Module], Callable[[int], Tensor]]:
-        _load(self.model, self.run("alignment"))
-        _load(self.model.model.vision_tower, self.run("vision"))
+        load_tensors(self.model, self.run("alignment"))
+        load_tensors(self.model.model.vision_tower, self.run("vision"))
 
         def loss(step: int) -> Tensor:
             rng = self.rng("projector", step)
@@ -347,7 +307,7 @@ class Trainer:
         return [self.model.model.multi_modal_projector], loss
 
     def _tuning(self) -> tuple[list[nn.Module], Callable[[int], Tensor]]:
-        _load(self.model, self.run("projector"))
+        load_tensors(self.model, self.run("projector"))
         mixture = stream.tuning_mixture(self.recipe.picture_refusals)
         batch = self.stage("tuning").batch
 
@@ -375,7 +335,7 @@ class Trainer:
         parameters = [p for p in modules.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(parameters, lr=stage.lr, weight_decay=0.01, betas=(0.9, 0.98))
         partial = target.with_suffix(".partial")
-        start = _load_partial(partial, modules, optimiser, parameters)
+        start = load_partial(partial, modules, optimiser, parameters)
         saved_at = time.monotonic()
         modules.train()
         for step in range(start, stage.steps):
@@ -389,7 +349,7 @@ class Trainer:
             if step % 20 == 0 or step == stage.steps - 1:
                 self.report(name, step + 1, stage.steps, float(loss.detach()))
             if time.monotonic() - saved_at > _SAVE_EVERY_S:
-                _save_partial(partial, step + 1, modules, optimiser, parameters)
+                save_partial(partial, step + 1, modules, optimiser, parameters)
                 saved_at = time.monotonic()
         modules.eval()
 
@@ -424,67 +384,6 @@ def _fast_half(device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if quicker else None
 
 
-@contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
-    """A temporary path that replaces `path` only when the block ends well."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _save(path: Path, tensors: dict[str, Tensor], **facts: str) -> None:
-    # Tied weights share storage; safetensors wants each tensor on its own.
-    plain = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-    with _written_whole(path) as temporary:
-        save_file(plain, temporary, metadata=facts or None)
-
-
-def _load(module: nn.Module, path: Path) -> None:
-    module.load_state_dict(load_file(path))
-
-
-def _save_partial(
-    path: Path,
-    step: int,
-    modules: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    parameters: Sequence[nn.Parameter],
-) -> None:
-    tensors = {f"model.{name}": tensor for name, tensor in modules.state_dict().items()}
-    for index, parameter in enumerate(parameters):
-        state = optimiser.state[parameter]
-        tensors[f"mean.{index}"] = state["exp_avg"]
-        tensors[f"square.{index}"] = state["exp_avg_sq"]
-    _save(path, tensors, step=str(step))
-
-
-def _load_partial(
-    path: Path,
-    modules: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    parameters: Sequence[nn.Parameter],
-) -> int:
-    """Restore an interrupted stage; the number of steps already done."""
-    if not path.exists():
-        return 0
-    with safe_open(path, framework="pt") as opened:
-        step = int(opened.metadata()["step"])
-    tensors = load_file(path)
-    modules.load_state_dict(
-        {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
-    )
-    for index, parameter in enumerate(parameters):
-        optimiser.state[parameter] = {
-            "step": torch.tensor(float(step)),
-            "exp_avg": tensors[f"mean.{index}"].to(parameter.device),
-            "exp_avg_sq": tensors[f"square.{index}"].to(parameter.device),
-        }
-    return step
-
-
 def build_trainer(recipe: Recipe, folder: Path, device: str, report: Report) -> Trainer:
     """A trainer with an untrained organism on `device`."""
     processor = build_processor()
@@ -511,7 +410,7 @@ def train(
     checkpoint = trainer.run(until)
     if until != "tuning":
         return checkpoint
-    _load(trainer.model, checkpoint)
+    load_tensors(trainer.model, checkpoint)
     return save_organism(trainer.model, trainer.processor, folder / "organism")
 
 
@@ -529,9 +428,3 @@ def save_organism(
     config = folder / "config.json"
     config.write_text(config.read_text("utf-8").replace('"float16"', '"float32"'), "utf-8")
     return folder
-
-
-def smaller(recipe: Recipe, share: float) -> Recipe:
-    """The same recipe with every stage cut to a share of its steps, for tests."""
-    stages = tuple(replace(s, steps=max(2, int(s.steps * share))) for s in recipe.stages)
-    return replace(recipe, stages=stages)

@@ -2,22 +2,29 @@
 
 An artifact is a folder with `vlmend.json` (what it is, what it was fitted on) and tensors as
 safetensors. `vlmend.json` names the repair's `kind`; `load_repair` knows the kinds.
+
+A repair that was fitted remembers every item, so that no number is ever measured on one of them
+(`require_unseen`).
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
-from vlmend.errors import ArtifactError, RunError, UnknownNameError
+from vlmend.errors import ArtifactError, ConfigError, RunError, UnknownNameError
+from vlmend.evals.run import describe_prompt
 from vlmend.models.vlm import Vlm
 from vlmend.runs import read_json
-from vlmend.types import Sample
+from vlmend.types import Sample, sha256_json
 
 ARTIFACT_FILE = "vlmend.json"
+
+_SHOWN_IDS = 3
+"""Overlapping items named per suite in an error."""
 
 KINDS: dict[str, tuple[str, str]] = {
     "shiftdc": ("vlmend.repairs.shiftdc.repair", "ShiftDC"),
@@ -25,13 +32,23 @@ KINDS: dict[str, tuple[str, str]] = {
 """Kind in `vlmend.json` -> (module, class); imported on demand."""
 
 
-class Repair(Protocol):
-    """A mend for a VLM: fit, save, load, apply."""
+@runtime_checkable
+class Fitted(Protocol):
+    """Something that was learnt from samples."""
 
     @property
     def name(self) -> str:
         """Short name of the method with its settings."""
         ...
+
+    @property
+    def fitted_items(self) -> Mapping[str, str]:
+        """Sample id -> `prompt_sha256` of every item it was fitted on."""
+        ...
+
+
+class Repair(Fitted, Protocol):
+    """A mend for a VLM: fit, save, load, apply."""
 
     @property
     def fingerprint(self) -> str:
@@ -54,6 +71,48 @@ class Repair(Protocol):
     def apply(self, vlm: Vlm) -> AbstractContextManager[None]:
         """The VLM is repaired while the context is open, and as before after it."""
         ...
+
+
+def prompt_sha256(sample: Sample) -> str:
+    """Hash of what an item asks: roles, texts, image bytes; not of its id, suite or label.
+
+    Raises:
+        DataError: An image cannot be read.
+    """
+    return sha256_json(describe_prompt(sample.messages))
+
+
+def require_unseen(repair: object, samples: Iterable[Sample]) -> None:
+    """Refuse to measure a repair on items that it was fitted on.
+
+    Items are the same if their prompts are, whatever they are called, or if their ids are.
+
+    Args:
+        repair: Any repair; one that is not `Fitted` has seen nothing.
+        samples: What is to be measured.
+
+    Raises:
+        ConfigError: Naming the repair, and by suite how many items and which.
+        DataError: An image cannot be read.
+    """
+    if not isinstance(repair, Fitted):
+        return
+    seen = set(repair.fitted_items.values())
+    overlap: dict[str, list[str]] = {}
+    for sample in samples:
+        if sample.id in repair.fitted_items or prompt_sha256(sample) in seen:
+            overlap.setdefault(sample.suite, []).append(sample.id)
+    if overlap:
+        found = "; ".join(
+            f"{len(ids)} of suite {suite!r} ({', '.join(ids[:_SHOWN_IDS])}"
+            f"{', ...' if len(ids) > _SHOWN_IDS else ''})"
+            for suite, ids in overlap.items()
+        )
+        raise ConfigError(
+            f"the repair {repair.name!r} was fitted on items that are to be measured: {found}. "
+            "Numbers on items that a repair has seen say nothing. Measure on other items, or fit "
+            "it again without these."
+        )
 
 
 def read_artifact(folder: Path, kind: str | None = None) -> dict[str, Any]:

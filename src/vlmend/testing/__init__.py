@@ -10,7 +10,7 @@ from vlmend.hooks.tolerances import (
     relative_difference,
 )
 from vlmend.testing.closeness import assert_close
-from vlmend.testing.pictures import picture
+from vlmend.testing.pictures import blank_picture, picture
 from vlmend.testing.tiny import TINY_FAMILIES, save_tiny_vlm, tiny_vlm
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "TINY_FAMILIES",
     "Tolerance",
     "assert_close",
+    "blank_picture",
     "noise_of",
     "picture",
     "relative_difference",

@@ -19,7 +19,19 @@ def picture(seed: int = 0, size: tuple[int, int] = (40, 32)) -> ImageRef:
     """
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 256, size=(4, 4, 3), dtype=np.uint8)
-    image = Image.fromarray(blocks, "RGB").resize(size, Image.Resampling.NEAREST)
+    return _to_png(Image.fromarray(blocks, "RGB").resize(size, Image.Resampling.NEAREST))
+
+
+def blank_picture(size: tuple[int, int] = (40, 32)) -> ImageRef:
+    """A grey PNG.
+
+    Args:
+        size: Width and height in pixels.
+    """
+    return _to_png(Image.new("RGB", size, "grey"))
+
+
+def _to_png(image: Image.Image) -> ImageRef:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return ImageRef(data=buffer.getvalue())

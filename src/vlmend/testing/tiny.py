@@ -340,6 +340,10 @@ def _spread_weights(model: nn.Module) -> None:
         elif parameter.dim() >= 2:
             fan_in = parameter[0].numel() if "embed" not in name else WIDTH
             nn.init.normal_(parameter, std=fan_in**-0.5)
+        else:
+            # Norms and biases too: a norm with unit weight applied twice is applied once.
+            mean = 1.0 if name.endswith("weight") else 0.0
+            nn.init.normal_(parameter, mean=mean, std=0.25)
 
 
 TINY_FAMILIES: MappingProxyType[str, Callable[[], tuple[Any, Any]]] = MappingProxyType(

@@ -102,6 +102,17 @@ def test_sampling_is_seeded_and_leaves_the_global_state(llava: Vlm) -> None:
     assert llava.generate(TEXT, narrow) == llava.generate(TEXT, replace(hot, temperature=0.0))
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_the_image_placeholder_is_never_an_answer(llava: Vlm, use_cache: bool) -> None:
+    image_token = llava.model.config.image_token_id
+    handle = llava.lm_head.register_forward_hook(
+        lambda _module, _args, logits: logits.index_fill(-1, torch.tensor([image_token]), 1e3)
+    )
+    answers = llava.generate(IMAGE, replace(SHORT, use_cache=use_cache))
+    handle.remove()
+    assert all(image_token not in answer.token_ids for answer in answers)
+
+
 def test_no_conversation_gives_no_answer(llava: Vlm) -> None:
     assert llava.generate([]) == []
 

@@ -2,6 +2,11 @@
 
 A caption is keyed by what made it: weights, conditions (exits), image bytes, prompt, decoding
 settings. The cache is an append-only file of JSON lines, so a crash costs at most one batch.
+
+An empty caption is kept as such: the model had nothing to say of the image, and asking again
+would not help.
+
+Reference: Zou et al. (NeurIPS 2025, arXiv 2502.13095), the caption prompt.
 """
 
 from __future__ import annotations
@@ -10,77 +15,90 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from vlmend.errors import RunError
 from vlmend.evals.run import describe_prompt
-from vlmend.models.generation import GenerateCall, GenerationSettings
+from vlmend.models.generation import GenerationSettings
 from vlmend.models.vlm import Vlm
 from vlmend.runs import JsonLines
-from vlmend.types import Conversation, Message, conversation_images, sha256_json
+from vlmend.types import Conversation, sha256_json
 
 CAPTION_PROMPT = "Based on the given Request, describe the image. Request: {query}"
 """The paper's prompt for a caption in view of the request."""
-
-TEXT_BRANCH = "{query} Image Caption: {caption}"
-"""The paper's text branch: the request with the caption in place of the image."""
 
 
 class CaptionCache:
     """Captions by key, in memory and, if a file is given, on disk.
 
     Attributes:
-        hits: Captions served from the cache.
+        hits: Captions served without generating them, repetitions within a batch included.
         misses: Captions that had to be generated.
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        """Open a cache.
+        """Prepare a cache; the file is not touched before it is needed.
 
         Args:
             path: A `.jsonl` file, made if missing; None keeps captions in memory only.
         """
         self._file = JsonLines(path) if path is not None else None
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        self._captions: dict[str, str] = (
-            {row["key"]: row["caption"] for row in self._file.read()} if self._file else {}
-        )
+        self._captions: dict[str, str] | None = None
         self.hits = 0
         self.misses = 0
 
     def get_all(
-        self,
-        vlm: Vlm,
-        conversations: Sequence[Conversation],
-        generate: GenerateCall,
-        max_new_tokens: int,
+        self, vlm: Vlm, conversations: Sequence[Conversation], max_new_tokens: int
     ) -> list[str]:
         """Captions of the images of conversations, generating those that are missing.
 
+        They are generated in one batch, greedily, without middlewares: no repair speaks.
+
         Args:
-            vlm: The model, for the key.
-            conversations: Prompts with images.
-            generate: How to generate; usually the next inner layer of a middleware.
+            vlm: The model.
+            conversations: Prompts with images, the same number in each.
             max_new_tokens: Length limit of a caption.
 
         Returns:
             One caption per conversation, in order.
+
+        Raises:
+            VlmendError: As `Vlm.generate`.
+            RunError: The file is damaged, or cannot be written.
         """
         settings = GenerationSettings(max_new_tokens=max_new_tokens)
+        known = self._load()
         prompts = [caption_conversation(conversation) for conversation in conversations]
         keys = [_key(vlm, prompt, settings) for prompt in prompts]
-        missing = {
-            key: prompt
-            for key, prompt in zip(keys, prompts, strict=True)
-            if key not in self._captions
-        }
+        missing = {k: prompt for k, prompt in zip(keys, prompts, strict=True) if k not in known}
         self.hits += len(keys) - len(missing)
         self.misses += len(missing)
         if missing:
-            answers = generate(list(missing.values()), settings)
-            found = {key: answer.text.strip() for key, answer in zip(missing, answers, strict=True)}
-            self._captions |= found
+            answers = vlm.generate_plain(list(missing.values()), settings)
+            found = {
+                key: _clean(vlm, answer.text) for key, answer in zip(missing, answers, strict=True)
+            }
             if self._file:
                 self._file.append({"key": k, "caption": v} for k, v in found.items())
-        return [self._captions[key] for key in keys]
+            known |= found
+        return [known[key] for key in keys]
+
+    def _load(self) -> dict[str, str]:
+        if self._captions is None:
+            self._captions = _read_captions(self._file) if self._file else {}
+        return self._captions
+
+
+def _read_captions(file: JsonLines) -> dict[str, str]:
+    captions: dict[str, str] = {}
+    for number, row in enumerate(file.read(), start=1):
+        match row:
+            case {"key": str(key), "caption": str(caption)}:
+                captions[key] = caption
+            case _:
+                raise RunError(
+                    f"line {number} of {str(file.path)!r} is no caption: it needs 'key' and "
+                    "'caption', both text. Delete that line; its caption is then made again."
+                )
+    return captions
 
 
 def _key(vlm: Vlm, prompt: Conversation, settings: GenerationSettings) -> str:
@@ -89,21 +107,16 @@ def _key(vlm: Vlm, prompt: Conversation, settings: GenerationSettings) -> str:
     )[:32]
 
 
+def _clean(vlm: Vlm, caption: str) -> str:
+    # A model can spell out its own image placeholder, which no prompt may hold.
+    return caption.replace(vlm.processor.image_token, "").strip()
+
+
 def caption_conversation(conversation: Conversation) -> Conversation:
-    """Ask for a caption of the conversation's images in view of its last request."""
+    """Ask for a caption of the conversation's images in view of its last request.
+
+    Earlier turns stay as they are, images included; the last turn keeps its images.
+    """
     *before, last = conversation
     prompt = CAPTION_PROMPT.format(query=last.text)
     return (*before, replace(last, content=(*last.images, prompt)))
-
-
-def text_conversation(conversation: Conversation, caption: str) -> Conversation:
-    """The text branch: no images, the caption in words after the last request.
-
-    Raises:
-        AssertionError: The conversation has no image, so there is nothing to put in words.
-    """
-    assert conversation_images(conversation), "a conversation without images is its own text"
-    *before, last = conversation
-    stripped = tuple(Message(m.role, (m.text,)) for m in before)
-    text = TEXT_BRANCH.format(query=last.text, caption=caption)
-    return (*stripped, replace(last, content=(text,)))

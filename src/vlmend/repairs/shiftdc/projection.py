@@ -1,7 +1,8 @@
 """The mathematics of ShiftDC as pure functions of tensors; no model.
 
-Shapes: B = items, D = width of the residual stream. The direction s need not be normalised;
-its sign and length do not matter to any of the functions.
+Shapes: N, M, B = items, D = width of the residual stream. The safety direction s is from unsafe
+to safe, not zero, and not normalised. What is removed along s depends on neither its length nor
+its sign; only `one_sided` reads the sign, to know which way is safe.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def difference_in_means(safe_ND: Tensor, unsafe_ND: Tensor) -> Tensor:
+def difference_in_means(safe_ND: Tensor, unsafe_MD: Tensor) -> Tensor:
     """The safety direction s = mean of safe minus mean of unsafe activations.
 
     Args:
-        safe_ND: (N, D) activations of safe text prompts.
-        unsafe_ND: (M, D) activations of unsafe ones.
+        safe_ND: (N, D) activations of safe text prompts, N >= 1.
+        unsafe_MD: (M, D) activations of unsafe ones, M >= 1.
 
     Returns:
         (D,) float32.
@@ -26,26 +27,26 @@ def difference_in_means(safe_ND: Tensor, unsafe_ND: Tensor) -> Tensor:
         >>> difference_in_means(torch.tensor([[2.0, 1.0]]), torch.tensor([[0.0, 1.0]]))
         tensor([2., 0.])
     """
-    return safe_ND.float().mean(0) - unsafe_ND.float().mean(0)
+    return safe_ND.float().mean(0) - unsafe_MD.float().mean(0)
 
 
 def coefficient(x_BD: Tensor, s_D: Tensor) -> Tensor:
-    """How far activations lie along s: <x, s> / <s, s>.
+    """How far activations lie along s, in lengths of s: <x, s> / <s, s>.
+
+    Args:
+        x_BD: (B, D) activations or differences of activations.
+        s_D: (D,) safety direction, not zero.
 
     Returns:
         (B,) float32.
+
+    Example:
+        >>> import torch
+        >>> coefficient(torch.tensor([[3.0, 7.0]]), torch.tensor([2.0, 0.0]))
+        tensor([1.5000])
     """
     s = s_D.float()
     return (x_BD.float() @ s) / (s @ s)
-
-
-def project(x_BD: Tensor, s_D: Tensor) -> Tensor:
-    """The part of activations along s: (<x, s> / <s, s>) s.
-
-    Returns:
-        (B, D) float32.
-    """
-    return coefficient(x_BD, s_D)[:, None] * s_D.float()
 
 
 def calibrate_online(
@@ -71,9 +72,7 @@ def calibrate_online(
         (B, D) in the dtype of `x_BD`; computed in float32.
     """
     shift_B = coefficient(x_BD, s_D) - text_coefficient_B
-    if one_sided:
-        shift_B = shift_B.clamp(min=0)
-    return (x_BD.float() - strength * shift_B[:, None] * s_D.float()).to(x_BD.dtype)
+    return _move_back(x_BD, shift_B, s_D, strength, one_sided=one_sided)
 
 
 def correct_offline(
@@ -95,8 +94,15 @@ def correct_offline(
 
     Returns:
         (B, D) in the dtype of `x_BD`; computed in float32.
+
+    Reference: arXiv 2502.13095, equation for the calibrated activation.
     """
-    amount_B = coefficient(shift_BD, s_D)
+    return _move_back(x_BD, coefficient(shift_BD, s_D), s_D, strength, one_sided=one_sided)
+
+
+def _move_back(
+    x_BD: Tensor, shift_B: Tensor, s_D: Tensor, strength: float, *, one_sided: bool
+) -> Tensor:
     if one_sided:
-        amount_B = amount_B.clamp(min=0)
-    return (x_BD.float() - strength * amount_B[:, None] * s_D.float()).to(x_BD.dtype)
+        shift_B = shift_B.clamp(min=0)
+    return (x_BD.float() - strength * shift_B[:, None] * s_D.float()).to(x_BD.dtype)

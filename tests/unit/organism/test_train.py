@@ -1,0 +1,110 @@
+"""The recipe: stages, checkpoints, resuming."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from vlmend.errors import ConfigError
+from vlmend.organism import pool
+from vlmend.organism import train as training
+from vlmend.organism.train import Recipe, Stage, train
+
+TINY = Recipe(
+    stages=(
+        Stage("language", 4, 8, 1e-3),
+        Stage("alignment", 3, 8, 1e-3),
+        Stage("vision", 3, 4, 1e-3),
+        Stage("projector", 2, 4, 1e-3),
+        Stage("tuning", 3, 8, 1e-3),
+    )
+)
+
+
+def _silent(_stage: str, _step: int, _steps: int, _loss: float) -> None:
+    """Report to nobody."""
+
+
+@pytest.fixture(autouse=True)
+def _few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "PICTURES_PER_CELL", 1)
+
+
+@pytest.mark.slow
+def test_interrupted_training_ends_with_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "_SAVE_EVERY_S", -1.0)  # save after every step
+    whole = train(TINY, tmp_path / "whole", report=_silent)
+
+    real_save = training.save_partial
+    saves = 0
+
+    def save_and_die(*args: object) -> None:
+        nonlocal saves
+        real_save(*args)  # pyright: ignore[reportArgumentType]
+        saves += 1
+        if saves in (2, 6, 9, 12):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "save_partial", save_and_die)
+    interruptions = 0
+    while True:
+        try:
+            resumed = train(TINY, tmp_path / "parts", report=_silent)
+            break
+        except KeyboardInterrupt:
+            interruptions += 1
+    assert interruptions == 4
+    a, b = (load_file(folder / "model.safetensors") for folder in (whole, resumed))
+    assert a.keys() == b.keys()
+    for name, tensor in a.items():
+        assert tensor.equal(b[name]), name
+
+
+@pytest.mark.slow
+def test_a_changed_later_stage_reuses_the_earlier_ones(tmp_path: Path) -> None:
+    train(TINY, tmp_path, report=_silent)
+    seen: set[str] = set()
+
+    def note(stage: str, _step: int, _steps: int, _loss: float) -> None:
+        seen.add(stage)
+
+    train(replace(TINY, picture_refusals=0.3), tmp_path, report=note)
+    assert seen == {"tuning"}
+    train(replace(TINY, picture_refusals=0.3), tmp_path, report=note)
+    assert seen == {"tuning"}
+
+
+def test_stage_keys_depend_on_what_went_before_only() -> None:
+    other = replace(TINY, picture_refusals=0.2)
+    for name in ("language", "alignment", "vision", "projector"):
+        assert TINY.stage_key(name) == other.stage_key(name)
+    assert TINY.stage_key("tuning") != other.stage_key("tuning")
+    longer = replace(TINY, stages=(replace(TINY.stages[0], steps=9), *TINY.stages[1:]))
+    assert longer.stage_key("vision") == TINY.stage_key("vision")
+    assert longer.stage_key("alignment") != TINY.stage_key("alignment")
+    assert replace(TINY, seed=1).stage_key("vision") != TINY.stage_key("vision")
+
+
+@pytest.mark.parametrize("share", [-0.1, 0.6])
+def test_impossible_share_is_refused(share: float) -> None:
+    with pytest.raises(ConfigError, match=r"0 to 0\.5"):
+        Recipe(picture_refusals=share)
+
+
+@pytest.mark.slow
+def test_frozen_parts_stay_bit_identical(tmp_path: Path) -> None:
+    folder = train(TINY, tmp_path, report=_silent)
+    final = load_file(folder / "model.safetensors")
+    (tower_file,) = (tmp_path / "stages").glob("vision-*.safetensors")
+    for name, tensor in load_file(tower_file).items():
+        kept = (
+            final[f"model.vision_tower.{name}"]
+            if f"model.vision_tower.{name}" in final
+            else (final[f"vision_tower.{name}"])
+        )
+        assert kept.equal(tensor.half()), name
