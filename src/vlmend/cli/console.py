@@ -10,12 +10,12 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -31,6 +31,9 @@ console = Console(stderr=True)
 
 # Piped output has no terminal width, and rich would squeeze it into 80 columns.
 results = Console(width=None if sys.stdout.isatty() else 160)
+
+_TEXT_WIDTH = 100
+"""Columns of running text; longer lines are hard to read."""
 
 PROGRESS_EVERY_S = 15.0
 """Seconds between two lines of progress where no bar can be drawn (a log, a pipe)."""
@@ -117,10 +120,12 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
 
 def print_blocks(blocks: Iterable[tuple[str, Sequence[str]]]) -> None:
     """Names, each with indented lines below: readable in any width."""
+    width = min(results.width, _TEXT_WIDTH)
     for name, lines in blocks:
         results.print(f"[bold]{escape(name)}[/bold]", highlight=False)
         for line in filter(None, lines):
-            results.print(Padding(escape(line), (0, 0, 0, 4)), highlight=False)
+            text = fill(line, width, initial_indent="    ", subsequent_indent="    ")
+            results.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def show_run(metrics: Mapping[str, Any], out: Path, *, exits: bool = True) -> None:

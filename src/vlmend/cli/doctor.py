@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
 
     from vlmend.cli.console import print_table, quiet_libraries
     from vlmend.evals.metrics import model_record, software_versions
-    from vlmend.models.checks import run_contract
+    from vlmend.hooks.contract import run_contract
     from vlmend.repairs.protocol import load_repair
 
     quiet_libraries()

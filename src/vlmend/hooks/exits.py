@@ -15,6 +15,7 @@ every family.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -45,7 +46,8 @@ def exit_vision_at(vlm: Vlm, exit_layer: int) -> Generator[None]:
     blocks = vlm.vision_blocks
     with ExitStack() as stack:
         for index in skipped_blocks(vlm.vision_stack_sizes, exit_layer):
-            stack.enter_context(patched_forward(blocks[index], _identity))
+            identity = partial(_block_input, blocks[index])
+            stack.enter_context(patched_forward(blocks[index], identity))
         before = vlm.conditions
         vlm.conditions = (*before, f"vision exit {exit_layer}")
         stack.callback(setattr, vlm, "conditions", before)
@@ -67,12 +69,14 @@ def patched_forward(module: nn.Module, forward: Forward) -> Generator[None]:
             module.forward = before
 
 
-def _block_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    return args[0] if args else kwargs["hidden_states"]
-
-
-def _identity(*args: Any, **kwargs: Any) -> Tensor:
-    return _block_input(args, kwargs)
+def _block_input(block: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    """The states that a block is called with: its forward's first argument."""
+    if args:
+        return args[0]
+    # Its name differs between transformers versions (hidden_state, hidden_states). The class
+    # is asked, as the instance's forward may be patched.
+    name = list(inspect.signature(type(block).forward).parameters)[1]
+    return kwargs[name]
 
 
 class VisionReplay:
@@ -158,7 +162,7 @@ class VisionReplay:
         if self._exit is not None and index in skipped_blocks(
             self._vlm.vision_stack_sizes, self._exit
         ):
-            return _block_input(args, kwargs)
+            return _block_input(self._vlm.vision_blocks[index], *args, **kwargs)
         if self._reads_cut_stack(index):
             self.block_runs[index] += 1
             return real(*args, **kwargs)

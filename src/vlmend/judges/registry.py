@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol, runtime_checkable
 
-from vlmend.errors import ConfigError, UnknownNameError, VlmendError
+from vlmend.errors import UnknownNameError, VlmendError
+from vlmend.plugins import index_plugins, load_plugin
 from vlmend.types import Response, Sample, Verdict, VerdictValue
 
 ENTRY_POINT_GROUP = "vlmend.judges"
@@ -80,7 +81,7 @@ def get_judge(name: str) -> Judge:
         return judge
     if name not in plugins:
         raise UnknownNameError("judge", name, judge_names())
-    return _load_plugin(plugins[name])
+    return load_plugin("judge", plugins[name], Judge)
 
 
 def judge_names() -> tuple[str, ...]:
@@ -128,35 +129,4 @@ def _plugins() -> dict[str, EntryPoint]:
     Raises:
         ConfigError: A name is taken twice; neither is preferred silently.
     """
-    found: dict[str, EntryPoint] = {}
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        other = found[point.name].value if point.name in found else ""
-        other = PROVIDERS.get(point.name, other)
-        if other and other != point.value:
-            raise ConfigError(
-                f"the plug-in {point.value!r} offers a judge named {point.name!r}, and so does "
-                f"{other!r}. Uninstall or rename one of them."
-            )
-        found[point.name] = point
-    return found
-
-
-def _load_plugin(point: EntryPoint) -> Judge:
-    """Import a plug-in's judge.
-
-    Raises:
-        ConfigError: It cannot be imported, or is not a `Judge` of the promised name.
-    """
-    try:
-        judge = point.load()
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"the plug-in judge {point.name!r} ({point.value}) cannot be imported: {error}. "
-            "Repair or uninstall the package that offers it."
-        ) from error
-    if not isinstance(judge, Judge) or judge.name != point.name:
-        raise ConfigError(
-            f"the plug-in judge {point.name!r} ({point.value}) must be a Judge of that name, "
-            f"but is {judge!r}. Tell the author of the package that offers it."
-        )
-    return judge
+    return index_plugins("judge", entry_points(group=ENTRY_POINT_GROUP), PROVIDERS)

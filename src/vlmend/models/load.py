@@ -18,9 +18,11 @@ from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     PROCESSOR_MAPPING,
     AutoConfig,
-    AutoImageProcessor,
     AutoModelForImageTextToText,
 )
+
+# The top-level name is a stub that raises when torchvision is absent (transformers 5.10).
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from vlmend.errors import ConfigError, ModelError
 from vlmend.models.checks import cheap_checks, require_all
@@ -128,7 +130,7 @@ def _load_config(name: str) -> Any:
         )
         raise ModelError(
             f"cannot load model {name!r}. {where} Supported families: {supported}. "
-            f"transformers says: {_first_line(error)}"
+            f"transformers says: {_shorten(error)}"
         ) from error
     kind = config.model_type
     if kind not in FAMILIES:
@@ -153,7 +155,7 @@ def _load_weights(name: str, config: Any, dtype: torch.dtype | str) -> Any:
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
-            f"cannot load the weights of {name!r}: {_first_line(error)} "
+            f"cannot load the weights of {name!r}: {_shorten(error)} "
             "Needed: complete .safetensors files that fit config.json. Save or download again."
         ) from error
     model, info = loaded
@@ -175,12 +177,14 @@ def _load_processor(name: str, config: Any) -> Any:
             processor.image_processor = AutoImageProcessor.from_pretrained(name, backend="pil")
     except (OSError, ValueError, TypeError, ImportError) as error:
         raise ModelError(
-            f"cannot load the processor of {name!r}: {_first_line(error)} "
+            f"cannot load the processor of {name!r}: {_shorten(error)} "
             "Needed: tokenizer, image processor and chat template beside the weights, as "
             "`processor.save_pretrained` writes them."
         ) from error
     return processor
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+def _shorten(error: Exception) -> str:
+    """The error's text on one line, at most 300 characters."""
+    text = " ".join(str(error).split()) or repr(error)
+    return text if len(text) <= 300 else f"{text[:297]}..."

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from vlmend.errors import ConfigError, DataError, UnknownNameError
+from vlmend.plugins import index_plugins, load_plugin
 from vlmend.types import Sample
 
 ENTRY_POINT_GROUP = "vlmend.suites"
@@ -104,7 +105,7 @@ def get_suite(name: str) -> SuiteSpec:
         return _registered[name]
     if name not in plugins:
         raise UnknownNameError("suite", name, suite_names())
-    return _load_plugin(plugins[name])
+    return load_plugin("suite", plugins[name], SuiteSpec)
 
 
 def suite_names() -> tuple[str, ...]:
@@ -195,36 +196,5 @@ def _plugins() -> dict[str, EntryPoint]:
     Raises:
         ConfigError: A name is taken twice; neither is preferred silently.
     """
-    found: dict[str, EntryPoint] = {}
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        other = found[point.name].value if point.name in found else ""
-        if point.name in _registered:
-            other = "vlmend"
-        if other and other != point.value:
-            raise ConfigError(
-                f"the plug-in {point.value!r} offers a suite named {point.name!r}, and so does "
-                f"{other!r}. Uninstall or rename one of them."
-            )
-        found[point.name] = point
-    return found
-
-
-def _load_plugin(point: EntryPoint) -> SuiteSpec:
-    """Import a plug-in's suite.
-
-    Raises:
-        ConfigError: It cannot be imported, or is not a `SuiteSpec` of the promised name.
-    """
-    try:
-        spec = point.load()
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"the plug-in suite {point.name!r} ({point.value}) cannot be imported: {error}. "
-            "Repair or uninstall the package that offers it."
-        ) from error
-    if not isinstance(spec, SuiteSpec) or spec.name != point.name:
-        raise ConfigError(
-            f"the plug-in suite {point.name!r} ({point.value}) must be a SuiteSpec of that name, "
-            f"but is {spec!r}. Tell the author of the package that offers it."
-        )
-    return spec
+    ours = dict.fromkeys(_registered, "vlmend")
+    return index_plugins("suite", entry_points(group=ENTRY_POINT_GROUP), ours)

@@ -1,0 +1,275 @@
+"""The four measurements. Each first proves that what it compares gives equal results.
+
+Shapes: B = prompts, S = prompt columns, L = decoder layers, D = width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from subjects import make_samples, prompts_of
+from timing import Timing, time_alternately
+from torch import Tensor
+from transformers import GenerationConfig
+
+from vlmend.hooks.exits import VisionReplay, exit_vision_at, patched_forward
+from vlmend.hooks.record import record_layers
+from vlmend.hooks.tolerances import relative_difference
+from vlmend.models.vlm import EncodedBatch, GenerationSettings, Vlm
+from vlmend.repairs.shiftdc.captions import CaptionCache
+from vlmend.repairs.shiftdc.repair import ShiftDC, ShiftDCSettings
+from vlmend.types import Conversation
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is measured.
+
+    Attributes:
+        rounds: Counted rounds of every comparison.
+        batch: Prompts of the first three measurements.
+        new_tokens: Length limit of answers and captions in tokens.
+        batches: Batch sizes of the fourth measurement.
+        fit_items: Items that ShiftDC is fitted on.
+    """
+
+    rounds: int = 5
+    batch: int = 8
+    new_tokens: int = 32
+    batches: tuple[int, ...] = (16, 32)
+    fit_items: int = 16
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison.
+
+    Attributes:
+        name: What was compared.
+        timings: One per variant; ratios are against the first.
+        facts: What was found besides time: counts, sizes, differences.
+    """
+
+    name: str
+    timings: list[Timing]
+    facts: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+# ---- (a) recording
+
+
+def measure_recording(vlm: Vlm, settings: Settings) -> list[Case]:
+    """Last-token capture beside the same pass without, and beside `output_hidden_states`."""
+    encoded = vlm.encode(prompts_of(make_samples(vlm, settings.batch)))
+    kept = record_layers(vlm, encoded)
+    states = _hidden_states(vlm, encoded)
+    # Entry 0 is the embeddings and the last one is after the final norm: not the same place.
+    difference = max(
+        relative_difference(kept[i], states[i + 1][:, -1]) for i in range(len(states) - 2)
+    )
+    variants: dict[str, Callable[[], object]] = {
+        "forward": partial(vlm.forward_prompt, encoded),
+        "record_layers, prompt_last": partial(record_layers, vlm, encoded),
+        "output_hidden_states": partial(_hidden_states, vlm, encoded),
+    }
+    facts = {
+        "prompts": encoded.batch_size,
+        "columns": encoded.columns,
+        "kept_bytes, record_layers": sum(x.nbytes for x in kept.values()),
+        "kept_bytes, output_hidden_states": sum(x.nbytes for x in states),
+        "largest_relative_difference": difference,
+    }
+    return [Case("a. recording", time_alternately(variants, settings.rounds), facts)]
+
+
+def _hidden_states(vlm: Vlm, encoded: EncodedBatch) -> tuple[Tensor, ...]:
+    """All hidden states of the pass that `forward_prompt` runs, L + 1 of (B, S, D)."""
+    config = GenerationConfig(
+        max_new_tokens=1,
+        do_sample=False,
+        use_cache=False,
+        pad_token_id=vlm.tokenizer.pad_token_id,
+        output_hidden_states=True,
+        return_dict_in_generate=True,
+    )
+    with torch.no_grad():
+        return vlm.model.generate(**encoded.inputs, generation_config=config).hidden_states[0]
+
+
+# ---- (b) exits
+
+
+def measure_exits(vlm: Vlm, settings: Settings) -> list[Case]:
+    """All exits from one encoder run beside one run per exit: vision side alone, and answers."""
+    conversations = prompts_of(make_samples(vlm, settings.batch))
+    pixels = vlm.encode(conversations).inputs["pixel_values"]
+    short = GenerationSettings(max_new_tokens=1)
+
+    def features() -> Tensor:
+        with torch.no_grad():
+            return torch.cat(list(vlm.model.get_image_features(pixels).pooler_output))
+
+    def answers() -> list[tuple[int, ...]]:
+        return [answer.token_ids for answer in vlm.generate(conversations, short)]
+
+    cases: list[Case] = []
+    work: dict[str, Callable[[], Any]] = {"encoder and projector": features, "one token": answers}
+    for name, call in work.items():
+        with _counting_blocks(vlm) as runs:
+            each = _one_run_per_exit(vlm, call)
+            runs_each, runs[0] = runs[0], 0
+            once = _one_run_for_all(vlm, call)
+            runs_once = runs[0]
+        facts = {
+            "exits": len(each),
+            "block_runs, one run per exit": runs_each,
+            "block_runs, VisionReplay": runs_once,
+        }
+        if name == "one token":
+            facts["equal_answers"] = sum(
+                a == b for x, y in zip(each, once, strict=True) for a, b in zip(x, y, strict=True)
+            )
+            facts["answers"] = len(each) * len(conversations)
+        else:
+            facts["largest_relative_difference"] = max(
+                relative_difference(y, x) for x, y in zip(each, once, strict=True)
+            )
+        variants: dict[str, Callable[[], object]] = {
+            "exit_vision_at, one run per exit": partial(_one_run_per_exit, vlm, call),
+            "VisionReplay, one run for all": partial(_one_run_for_all, vlm, call),
+        }
+        cases.append(
+            Case(f"b. exit sweep, {name}", time_alternately(variants, settings.rounds), facts)
+        )
+    return cases
+
+
+def _one_run_per_exit(vlm: Vlm, call: Callable[[], Any]) -> list[Any]:
+    results: list[Any] = []
+    for exit_layer in range(vlm.num_vision_blocks + 1):
+        with exit_vision_at(vlm, exit_layer):
+            results.append(call())
+    return results
+
+
+def _one_run_for_all(vlm: Vlm, call: Callable[[], Any]) -> list[Any]:
+    results: list[Any] = []
+    with VisionReplay(vlm) as replay:
+        for replay.exit in range(vlm.num_vision_blocks + 1):
+            results.append(call())
+    return results
+
+
+@contextmanager
+def _counting_blocks(vlm: Vlm) -> Generator[list[int]]:
+    """Count in `[0]` how many vision blocks are really computed, identities left out."""
+    runs = [0]
+
+    def count(real: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        runs[0] += 1
+        return real(*args, **kwargs)
+
+    with ExitStack() as stack:
+        for block in vlm.vision_blocks:
+            stack.enter_context(patched_forward(block, partial(count, block.forward)))
+        yield runs
+
+
+# ---- (c) ShiftDC
+
+
+def measure_shiftdc(vlm: Vlm, settings: Settings) -> list[Case]:
+    """Plain answers beside ShiftDC: online and offline, captions made anew or from the cache."""
+    samples = make_samples(vlm, settings.fit_items + settings.batch)
+    conversations = prompts_of(samples[settings.fit_items :])
+    generation = GenerationSettings(max_new_tokens=settings.new_tokens)
+    online = ShiftDC(ShiftDCSettings(caption_tokens=settings.new_tokens))
+    online.fit(vlm, samples[: settings.fit_items])
+    offline = ShiftDC(
+        ShiftDCSettings(caption_tokens=settings.new_tokens, mode="offline"), online.captions
+    )
+    offline.directions_, offline.facts_ = online.directions_, online.facts_
+
+    def answer(repair: ShiftDC, captions: CaptionCache | None) -> list[int]:
+        repair.captions = CaptionCache() if captions is None else captions
+        with repair.apply(vlm):
+            return [a.new_tokens for a in vlm.generate(conversations, generation)]
+
+    cache = CaptionCache()
+    variants: dict[str, Callable[[], object]] = {
+        "plain": partial(vlm.generate, conversations, generation),
+        "ShiftDC online, cached captions": partial(answer, online, cache),
+        "ShiftDC offline, cached captions": partial(answer, offline, cache),
+        "ShiftDC online, new captions": partial(answer, online, None),
+        "ShiftDC offline, new captions": partial(answer, offline, None),
+    }
+    plain = vlm.generate(conversations, generation)
+    new_tokens = {
+        "plain": [a.new_tokens for a in plain],
+        "online": answer(online, cache),
+        "offline": answer(offline, cache),
+    }
+    in_words = vlm.encode(online.text_branch(vlm, conversations))
+    facts = {
+        "prompts": len(conversations),
+        "prompt_tokens, with image": _mean([a.prompt_tokens for a in plain]),
+        "prompt_tokens, in words": _mean(in_words.prompt_lengths.tolist()),
+        **{f"new_tokens, {name}": _mean(counts) for name, counts in new_tokens.items()},
+        "caption_tokens, at most": settings.new_tokens,
+        "layers": list(online.layers_),
+    }
+    return [Case("c. answering", time_alternately(variants, settings.rounds), facts)]
+
+
+def _mean(counts: Sequence[int]) -> float:
+    return round(sum(counts) / len(counts), 2)
+
+
+# ---- (d) batches
+
+
+def measure_batches(vlm: Vlm, settings: Settings) -> list[Case]:
+    """One prompt at a time beside batches, left-padded, with equal answers."""
+    generation = GenerationSettings(max_new_tokens=settings.new_tokens)
+    conversations = prompts_of(make_samples(vlm, max(settings.batches)))
+    cases: list[Case] = []
+    for size in settings.batches:
+        chosen = conversations[:size]
+        singly = _answer_in_batches(vlm, chosen, generation, 1)
+        together = _answer_in_batches(vlm, chosen, generation, size)
+        variants: dict[str, Callable[[], object]] = {
+            "one by one": partial(_answer_in_batches, vlm, chosen, generation, 1),
+            f"one batch of {size}": partial(_answer_in_batches, vlm, chosen, generation, size),
+        }
+        facts = {
+            "prompts": size,
+            "prompt_lengths": len({int(n) for n in vlm.encode(chosen).prompt_lengths}),
+            "equal_answers": sum(a == b for a, b in zip(singly, together, strict=True)),
+            "new_tokens": _mean([len(ids) for ids in singly]),
+        }
+        timings = time_alternately(variants, settings.rounds)
+        cases.append(Case(f"d. batch of {size}", timings, facts))
+    return cases
+
+
+def _answer_in_batches(
+    vlm: Vlm, conversations: Sequence[Conversation], generation: GenerationSettings, size: int
+) -> list[tuple[int, ...]]:
+    return [
+        answer.token_ids
+        for start in range(0, len(conversations), size)
+        for answer in vlm.generate(conversations[start : start + size], generation)
+    ]
+
+
+CASES: dict[str, Callable[[Vlm, Settings], list[Case]]] = {
+    "recording": measure_recording,
+    "exits": measure_exits,
+    "shiftdc": measure_shiftdc,
+    "batches": measure_batches,
+}
