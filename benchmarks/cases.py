@@ -125,7 +125,7 @@ def measure_exits(vlm: Vlm, settings: Settings) -> list[Case]:
             runs_each, runs[0] = runs[0], 0
             once = _one_run_for_all(vlm, call)
             runs_once = runs[0]
-        facts = {
+        facts: dict[str, Any] = {
             "exits": len(each),
             "block_runs, one run per exit": runs_each,
             "block_runs, VisionReplay": runs_once,
@@ -246,7 +246,7 @@ def measure_batches(vlm: Vlm, settings: Settings) -> list[Case]:
             "one by one": partial(_answer_in_batches, vlm, chosen, generation, 1),
             f"one batch of {size}": partial(_answer_in_batches, vlm, chosen, generation, size),
         }
-        facts = {
+        facts: dict[str, Any] = {
             "prompts": size,
             "prompt_lengths": len({int(n) for n in vlm.encode(chosen).prompt_lengths}),
             "equal_answers": sum(a == b for a, b in zip(singly, together, strict=True)),

@@ -1,7 +1,8 @@
 """Side-by-side timing: A B A B in one process, so that a busy machine slows all of them alike.
 
 A ratio is taken within a round, where both sides ran seconds apart, and the median and range
-over the rounds are reported. The first round is a warm-up and is not counted.
+over the rounds are reported. The first round is a warm-up and is not counted. Processor time is
+kept beside wall time: on one thread it hardly notices what else the machine is busy with.
 """
 
 from __future__ import annotations
@@ -32,15 +33,19 @@ class Timing:
 
     Attributes:
         variant: What it is called.
-        rounds_s: Seconds of each counted round, in order.
-        seconds: Their median and range.
-        ratio: Its seconds over those of the first variant, taken round by round.
+        rounds_s: Wall seconds of each counted round, in order.
+        rounds_cpu_s: Processor seconds of the same, all threads together.
+        seconds: Median and range of the wall seconds.
+        ratio: Its wall seconds over those of the first variant, taken round by round.
+        cpu_ratio: The same of the processor seconds.
     """
 
     variant: str
     rounds_s: list[float]
+    rounds_cpu_s: list[float]
     seconds: Spread
     ratio: Spread
+    cpu_ratio: Spread
 
 
 def time_alternately(variants: Mapping[str, Callable[[], object]], rounds: int) -> list[Timing]:
@@ -53,20 +58,28 @@ def time_alternately(variants: Mapping[str, Callable[[], object]], rounds: int) 
     Returns:
         One timing per variant, in their order.
     """
-    rounds_s: dict[str, list[float]] = {name: [] for name in variants}
+    wall_s: dict[str, list[float]] = {name: [] for name in variants}
+    cpu_s: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(1 + rounds):
         for name, call in variants.items():
-            start = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             call()
             if number:
-                rounds_s[name].append(time.perf_counter() - start)
-    first = next(iter(rounds_s.values()))
+                wall_s[name].append(time.perf_counter() - wall)
+                cpu_s[name].append(time.process_time() - cpu)
+    first = next(iter(variants))
     return [
         Timing(
             name,
-            mine,
-            Spread.of(mine),
-            Spread.of([own / base for own, base in zip(mine, first, strict=True)]),
+            wall_s[name],
+            cpu_s[name],
+            Spread.of(wall_s[name]),
+            _ratio(wall_s[name], wall_s[first]),
+            _ratio(cpu_s[name], cpu_s[first]),
         )
-        for name, mine in rounds_s.items()
+        for name in variants
     ]
+
+
+def _ratio(mine: list[float], base: list[float]) -> Spread:
+    return Spread.of([own / other for own, other in zip(mine, base, strict=True)])

@@ -6,6 +6,7 @@ run code).
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import json
 import re
@@ -112,8 +113,19 @@ def _check_location(name: str) -> None:
         raise ModelError(
             f"unknown model {name!r}: there is no such folder, and it is no Hugging Face model "
             "id either. Give a folder with config.json, or an id of the form owner/name, such as "
-            "'llava-hf/llava-1.5-7b-hf'."
+            f"'llava-hf/llava-1.5-7b-hf'.{_suggest(folder)}"
         )
+
+
+def _suggest(folder: Path) -> str:
+    """The nearest of the models that come with vlmend and of the saved ones beside the path."""
+    parent = folder.parent
+    try:
+        beside = [str(path.parent) for path in parent.glob("*/config.json")]
+    except OSError:  # no rights to look
+        beside = []
+    near = difflib.get_close_matches(str(folder), [*ALIASES, *beside], n=1, cutoff=0.6)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def _load_config(name: str) -> Any:

@@ -177,8 +177,9 @@ ALIGNMENT_MIXTURE: tuple[tuple[float, Maker], ...] = (
 )
 PROJECTOR_MIXTURE: tuple[tuple[float, Maker], ...] = ((1.0, picture_caption),)
 TEXT_REPLAY_MIXTURE: tuple[tuple[float, Maker], ...] = (
-    (0.80, safety_text),
-    (0.20, text_question),
+    (0.65, safety_text),
+    (0.10, plain_text),
+    (0.25, text_question),
 )
 
 

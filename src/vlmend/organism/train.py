@@ -3,7 +3,8 @@
 1. `language`: a decoder learns the world's text, how-to text about hazards included.
 2. `alignment`: text only; aligned hazards are refused, benign things answered.
 3. `vision`: the tower learns to recognise things, and letters (OCR supervision).
-4. `projector`: captions through the frozen tower and decoder.
+4. `projector`: tower and decoder frozen; the mean image token is matched to the decoder's
+   embedding of the thing's name, then captions are learned.
 5. `tuning`: visual instruction tuning of projector and decoder with replayed text.
 
 A checkpoint's name hashes everything that led to it, so a changed later stage re-uses the
@@ -47,6 +48,17 @@ from vlmend.types import sha256_json
 _SAVE_EVERY_S = 60.0
 """Seconds between two saves within a stage: what a kill can cost at most."""
 
+_REPLAY_SHARE = 0.3
+"""Share of tuning's examples that is replayed text; without any, refusals are forgotten."""
+
+_MATCHING_SHARE = 0.6
+"""Share of the projector stage that matches words before captions begin. With captions alone the
+tuned model named 0.60 of the icons after 680 steps; matched first, 250 steps put every mean image
+token next to its word."""
+
+_MATCHING_SHARPNESS = 10.0
+"""Squared distances are divided by a tenth of the words' mean squared norm."""
+
 _LENGTH_GROUPS = 4
 """Groups of similar length that a batch of text is run in."""
 
@@ -58,7 +70,7 @@ class Stage:
     Attributes:
         name: One of the five stages.
         steps: Optimiser steps.
-        batch: Examples a step; in `tuning` a quarter of them is replayed text.
+        batch: Examples a step; in `tuning` a part of them is replayed text.
         lr: Peak learning rate (AdamW, linear warm-up, cosine to a tenth).
     """
 
@@ -87,8 +99,8 @@ class Recipe:
         Stage("language", 1100, 48, 2e-3),
         Stage("alignment", 450, 48, 7e-4),
         Stage("vision", 1800, 64, 1.5e-3),
-        Stage("projector", 300, 32, 2e-3),
-        Stage("tuning", 1000, 40, 8e-4),
+        Stage("projector", 400, 48, 3e-3),
+        Stage("tuning", 700, 40, 7e-4),
     )
 
     def __post_init__(self) -> None:
@@ -297,14 +309,33 @@ class Trainer:
         load_tensors(self.model, self.run("alignment"))
         load_tensors(self.model.model.vision_tower, self.run("vision"))
 
+        stage = self.stage("projector")
+        names = [thing.name for thing in THINGS]
+        ids = self.processor.tokenizer(names, add_special_tokens=False).input_ids
+        embeddings = self.model.get_input_embeddings().weight.detach()
+        words_CD = embeddings[torch.tensor([word[0] for word in ids], device=self.device)]
+
         def loss(step: int) -> Tensor:
             rng = self.rng("projector", step)
-            mixture = stream.PROJECTOR_MIXTURE
+            if step < _MATCHING_SHARE * stage.steps:
+                return self._word_matching_loss(words_CD, stage.batch, rng)
             return self.language_loss(
-                stream.sample_mixture(mixture, self.stage("projector").batch, rng), rng
+                stream.sample_mixture(stream.PROJECTOR_MIXTURE, stage.batch, rng), rng
             )
 
         return [self.model.model.multi_modal_projector], loss
+
+    def _word_matching_loss(self, words_CD: Tensor, batch: int, rng: Random) -> Tensor:
+        """Cross-entropy of "which thing's word is nearest to the mean image token?"."""
+        cells = [(rng.randrange(len(THINGS)), rng.randrange(3)) for _ in range(batch)]
+        pixels_BCHW, _ = self.pool.batch(cells, rng)
+        with self.autocast():
+            features = self.model.model.get_image_features(pixels_BCHW.to(self.device))
+            mean_BD = torch.stack([tokens.mean(0) for tokens in features.pooler_output]).float()
+        distance_BC = torch.cdist(mean_BD, words_CD).square()
+        scale = _MATCHING_SHARPNESS / words_CD.square().sum(1).mean()
+        thing_B = torch.tensor([cell[0] for cell in cells], device=self.device)
+        return functional.cross_entropy(-scale * distance_BC, thing_B)
 
     def _tuning(self) -> tuple[list[nn.Module], Callable[[int], Tensor]]:
         load_tensors(self.model, self.run("projector"))
@@ -313,9 +344,14 @@ class Trainer:
 
         def loss(step: int) -> Tensor:
             rng = self.rng("tuning", step)
-            seen = stream.sample_mixture(mixture, batch * 3 // 4, rng)
-            replayed = stream.sample_mixture(stream.TEXT_REPLAY_MIXTURE, batch // 4, rng)
-            return 0.75 * self.language_loss(seen, rng) + 0.25 * self.language_loss(replayed, rng)
+            num_replayed = round(_REPLAY_SHARE * batch)
+            seen = stream.sample_mixture(mixture, batch - num_replayed, rng)
+            replayed = stream.sample_mixture(stream.TEXT_REPLAY_MIXTURE, num_replayed, rng)
+            seen_loss, replay_loss = (
+                self.language_loss(seen, rng),
+                self.language_loss(replayed, rng),
+            )
+            return (1 - _REPLAY_SHARE) * seen_loss + _REPLAY_SHARE * replay_loss
 
         modules: list[nn.Module] = [
             self.model.model.language_model,

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 NUM_ITEMS = 30
 EXITS = (0, 3)
+CALL_S = 0.04
+"""Added to every batch: on a quick machine the audit must not be done before it is killed."""
 
 
 def main() -> None:
@@ -23,11 +27,22 @@ def main() -> None:
     from eval_items import mild_samples, mild_spec
 
     from vlmend.audit import AuditPlan, SuitePlan, run_audit
+    from vlmend.models.generation import Generation, GenerationSettings
     from vlmend.suites.registry import register
     from vlmend.testing import tiny_vlm
+    from vlmend.types import Conversation
 
     register(mild_spec("mild", mild_samples(NUM_ITEMS)))
     vlm = tiny_vlm("llava", dtype=torch.float64)
+    real = vlm.generate_plain
+
+    def slow(
+        conversations: Sequence[Conversation], settings: GenerationSettings
+    ) -> list[Generation]:
+        time.sleep(CALL_S)
+        return real(conversations, settings)
+
+    vlm.generate_plain = slow
     child = 0
     for line in sys.stdin:
         if not line.strip():

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from eval_items import mild_samples, register_mild
-from kill_target import EXITS, NUM_ITEMS
+from kill_target import CALL_S, EXITS, NUM_ITEMS
 
 from vlmend.audit import AuditPlan, SuitePlan, run_audit
 from vlmend.runs import JsonLines, read_json
@@ -57,13 +57,13 @@ def test_kill_9_at_random_moments_loses_nothing(
 
     seen = 0
     for _ in range(KILLS):
-        child = ask(str(rng.choice((1, 2, 3, 5))))
+        child = ask(str(rng.choice((1, 2, 3))))
         # At least one line more than before, so that every life makes progress.
         until = time.monotonic() + PATIENCE_S
         while lines_of(out / "responses.jsonl") <= seen:
             assert time.monotonic() < until, "the audit does not go on"
             time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.15))
+        time.sleep(rng.uniform(0, 1.5 * CALL_S))
         os.kill(child, signal.SIGKILL)
         assert ask("") == -signal.SIGKILL, "it was done before it could be killed"
         assert read_json(out / "run.json")["status"] == "running"
