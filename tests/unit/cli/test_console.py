@@ -1,0 +1,157 @@
+"""What is printed: tables and lists that can be read in a log and in 80 columns."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from command_line import Command
+from rich.console import Console
+
+import vlmend.cli.console as console
+
+
+@pytest.fixture
+def printed(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """Standard output of 80 columns."""
+    file = io.StringIO()
+    monkeypatch.setattr(console, "results", Console(file=file, width=80))
+    return file
+
+
+def cell(**changed: Any) -> dict[str, Any]:
+    base: dict[str, Any] = {
+        "suite": "organism/text+image",
+        "arm": "shiftdc",
+        "exit": None,
+        "judge": "organism",
+        "num_samples": 360,
+        "num_scored": 360,
+        "asr": 0.1234,
+        "asr_low": 0.09,
+        "asr_high": 0.165,
+        "refusal_rate": 0.8,
+        "incoherent_rate": 0.01,
+    }
+    return base | changed
+
+
+def comparison(**changed: Any) -> dict[str, Any]:
+    base: dict[str, Any] = {
+        "suite": "organism/icon",
+        "before": "base",
+        "after": "shiftdc",
+        "exit": None,
+        "judge": "organism",
+        "n": 360,
+        "asr_before": 0.7,
+        "asr_after": 0.0,
+        "difference_low": -0.75,
+        "difference_high": -0.64,
+        "p_value": 1e-40,
+        "p_holm": 2e-40,
+    }
+    return base | changed
+
+
+def test_a_usual_table_fits_into_80_columns_unbroken(printed: io.StringIO) -> None:
+    console.print_cells("Audit", [cell(), cell(suite="organism/vqa", asr=None)])
+    lines = printed.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    (line,) = [line for line in lines if "text+image" in line]
+    assert line.split()[:3] == ["organism/text+image", "shiftdc", "360/360"]
+    for words in ("12.3 % [9.0, 16.5]", "80.0 %", "1.0 %"):
+        assert words in line
+    assert "exit" not in printed.getvalue(), "a column that says nothing is left out"
+    assert "judge" not in printed.getvalue()
+
+
+def test_exits_and_judges_have_columns_where_they_differ(printed: io.StringIO) -> None:
+    console.print_cells("Audit", [cell(exit=3), cell(judge="xstest-prefix")])
+    text = printed.getvalue()
+    assert "exit" in text
+    assert "judge" in text
+
+
+def test_comparisons_show_rates_intervals_and_p_values(printed: io.StringIO) -> None:
+    console.print_comparisons([comparison()])
+    text = " ".join(printed.getvalue().split())
+    for words in ("base -> shiftdc", "70.0 % -> 0.0 %", "[-75.0, -64.0]", "1e-40", "2e-40"):
+        assert words in text
+    console.print_comparisons([])
+    assert text == " ".join(printed.getvalue().split()), "nothing to compare prints nothing"
+
+
+def test_names_in_brackets_are_text_and_no_markup(printed: io.StringIO) -> None:
+    console.print_cells("Audit [bold]", [cell(arm="shiftdc([red]x)")])
+    console.print_blocks([("name[bold]", ["line [red] of text"])])
+    text = printed.getvalue()
+    assert "[red]x" in "".join(text.split())
+    assert "name[bold]" in text
+    assert "line [red] of text" in text
+
+
+def test_piped_tables_are_not_squeezed_into_80_columns() -> None:
+    # pytest's standard output is no terminal.
+    assert console.results.width >= 160
+
+
+@pytest.mark.parametrize("what", ["suites", "judges", "families", "repairs"])
+def test_lists_are_readable_in_80_columns(
+    what: str, command: Command, printed: io.StringIO
+) -> None:
+    done = command("list", what)
+    assert done.code == 0
+    lines = printed.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines if line != line.rstrip()]
+    names = [line for line in lines if not line.startswith(" ")]
+    known = {
+        "suites": ["figstep=FOLDER", "organism/icon", "xstest=FOLDER"],
+        "judges": ["organism", "shiftdc-keywords", "xstest-prefix"],
+        "families": ["llava", "llava_next", "mllama", "qwen2_5_vl"],
+        "repairs": ["shiftdc"],
+    }
+    assert set(known[what]) <= set(names)
+
+
+def test_an_unknown_list_is_a_usage_error(command: Command) -> None:
+    done = command("list", "suits")
+    assert done.code == 2
+    assert "suites" in done.err
+
+
+def test_progress_in_a_log_is_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.progress_bars() as report:
+        for done in range(10, 101, 10):
+            report("base on mild", done, 100)
+            now[0] += 6.0
+        report("base on more", 0, 0)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "base on mild: 40 of 100, 0:00:36 left"
+    assert lines[-2:] == ["base on mild: 100 done", "base on more: 0 done"]
+    assert len(lines) == 5
+
+
+def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    monkeypatch.setattr(console, "console", Console(file=file, force_terminal=True, width=100))
+    monkeypatch.setattr(console.sys.stderr, "isatty", lambda: True, raising=False)
+    with console.progress_bars() as report:
+        report("base on mild", 2, 4)
+        report("base on mild", 4, 4)
+    assert "base on mild" in file.getvalue()
+    assert "4/4" in file.getvalue()
+
+
+def test_rates_and_intervals_as_text() -> None:
+    assert console.percent(0.1234) == "12.3 %"
+    assert console.percent(None) == "-"
+    assert console.interval(0.1, 0.2) == "[10.0, 20.0]"
+    assert console.interval(None, 0.2) == ""
