@@ -1,4 +1,4 @@
-"""The four measurements. Each first proves that what it compares gives equal results.
+"""The four measurements. Each also says whether what it compares gives equal results.
 
 Shapes: B = prompts, S = prompt columns, L = decoder layers, D = width.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from transformers import GenerationConfig
 from vlmend.hooks.exits import VisionReplay, exit_vision_at, patched_forward
 from vlmend.hooks.record import record_layers
 from vlmend.hooks.tolerances import relative_difference
-from vlmend.models.vlm import EncodedBatch, GenerationSettings, Vlm
+from vlmend.models.vlm import EncodedBatch, Generation, GenerationSettings, Vlm
 from vlmend.repairs.shiftdc.captions import CaptionCache
 from vlmend.repairs.shiftdc.repair import ShiftDC, ShiftDCSettings
 from vlmend.types import Conversation
@@ -31,16 +31,18 @@ class Settings:
     """How much is measured.
 
     Attributes:
-        rounds: Counted rounds of every comparison.
+        rounds: Counted rounds of every comparison; recording, which is quick, has four times as
+            many.
         batch: Prompts of the first three measurements.
         new_tokens: Length limit of answers and captions in tokens.
-        batches: Batch sizes of the fourth measurement.
+        batches: Batch sizes of the fourth measurement, ascending; it has as many prompts as the
+            largest one.
         fit_items: Items that ShiftDC is fitted on.
     """
 
-    rounds: int = 5
-    batch: int = 8
-    new_tokens: int = 32
+    rounds: int = 3
+    batch: int = 4
+    new_tokens: int = 24
     batches: tuple[int, ...] = (16, 32)
     fit_items: int = 16
 
@@ -66,25 +68,28 @@ class Case:
 def measure_recording(vlm: Vlm, settings: Settings) -> list[Case]:
     """Last-token capture beside the same pass without, and beside `output_hidden_states`."""
     encoded = vlm.encode(prompts_of(make_samples(vlm, settings.batch)))
-    kept = record_layers(vlm, encoded)
-    states = _hidden_states(vlm, encoded)
-    # Entry 0 is the embeddings and the last one is after the final norm: not the same place.
-    difference = max(
-        relative_difference(kept[i], states[i + 1][:, -1]) for i in range(len(states) - 2)
+    ours, theirs = "record_layers, prompt_last", "output_hidden_states"
+    timings, results = time_alternately(
+        {
+            "forward": partial(vlm.forward_prompt, encoded),
+            ours: partial(record_layers, vlm, encoded),
+            theirs: partial(_hidden_states, vlm, encoded),
+        },
+        4 * settings.rounds,
     )
-    variants: dict[str, Callable[[], object]] = {
-        "forward": partial(vlm.forward_prompt, encoded),
-        "record_layers, prompt_last": partial(record_layers, vlm, encoded),
-        "output_hidden_states": partial(_hidden_states, vlm, encoded),
-    }
+    kept: dict[int, Tensor] = results[ours]
+    states: tuple[Tensor, ...] = results[theirs]
     facts = {
         "prompts": encoded.batch_size,
         "columns": encoded.columns,
-        "kept_bytes, record_layers": sum(x.nbytes for x in kept.values()),
-        "kept_bytes, output_hidden_states": sum(x.nbytes for x in states),
-        "largest_relative_difference": difference,
+        f"kept_bytes, {ours}": sum(x.nbytes for x in kept.values()),
+        f"kept_bytes, {theirs}": sum(x.nbytes for x in states),
+        # Entry 0 is the embeddings and the last one is after the final norm: not the same place.
+        "largest_relative_difference": max(
+            relative_difference(kept[i], states[i + 1][:, -1]) for i in range(len(states) - 2)
+        ),
     }
-    return [Case("a. recording", time_alternately(variants, settings.rounds), facts)]
+    return [Case("a. recording", timings, facts)]
 
 
 def _hidden_states(vlm: Vlm, encoded: EncodedBatch) -> tuple[Tensor, ...]:
@@ -117,36 +122,48 @@ def measure_exits(vlm: Vlm, settings: Settings) -> list[Case]:
     def answers() -> list[tuple[int, ...]]:
         return [answer.token_ids for answer in vlm.generate(conversations, short)]
 
-    cases: list[Case] = []
-    work: dict[str, Callable[[], Any]] = {"encoder and projector": features, "one token": answers}
-    for name, call in work.items():
-        with _counting_blocks(vlm) as runs:
-            each = _one_run_per_exit(vlm, call)
-            runs_each, runs[0] = runs[0], 0
-            once = _one_run_for_all(vlm, call)
-            runs_once = runs[0]
-        facts: dict[str, Any] = {
-            "exits": len(each),
-            "block_runs, one run per exit": runs_each,
-            "block_runs, VisionReplay": runs_once,
-        }
-        if name == "one token":
-            facts["equal_answers"] = sum(
-                a == b for x, y in zip(each, once, strict=True) for a, b in zip(x, y, strict=True)
-            )
-            facts["answers"] = len(each) * len(conversations)
-        else:
-            facts["largest_relative_difference"] = max(
-                relative_difference(y, x) for x, y in zip(each, once, strict=True)
-            )
-        variants: dict[str, Callable[[], object]] = {
-            "exit_vision_at, one run per exit": partial(_one_run_per_exit, vlm, call),
-            "VisionReplay, one run for all": partial(_one_run_for_all, vlm, call),
-        }
-        cases.append(
-            Case(f"b. exit sweep, {name}", time_alternately(variants, settings.rounds), facts)
+    each_BD, once_BD, sides = _time_sweep(vlm, features, settings)
+    sides.facts["largest_relative_difference"] = max(
+        relative_difference(y, x) for x, y in zip(each_BD, once_BD, strict=True)
+    )
+    each, once, whole = _time_sweep(vlm, answers, settings)
+    whole.facts["answers"] = sum(map(len, each))
+    whole.facts["equal_answers"] = sum(
+        a == b for x, y in zip(each, once, strict=True) for a, b in zip(x, y, strict=True)
+    )
+    return [
+        replace(sides, name="b. exit sweep, encoder and projector"),
+        replace(whole, name="b. exit sweep, one token"),
+    ]
+
+
+def _time_sweep(
+    vlm: Vlm, call: Callable[[], Any], settings: Settings
+) -> tuple[list[Any], list[Any], Case]:
+    """Results of both ways by exit, and the comparison with its counts."""
+    per_exit, replayed = "exit_vision_at, one run per exit", "VisionReplay, one run for all"
+    with _counting_blocks(vlm) as runs:
+
+        def sweep(way: Callable[..., list[Any]]) -> tuple[list[Any], int]:
+            before = runs[0]
+            return way(vlm, call), runs[0] - before
+
+        timings, results = time_alternately(
+            {
+                per_exit: partial(sweep, _one_run_per_exit),
+                replayed: partial(sweep, _one_run_for_all),
+            },
+            settings.rounds,
         )
-    return cases
+    each, runs_each = results[per_exit]
+    once, runs_once = results[replayed]
+    facts: dict[str, Any] = {
+        "pictures": settings.batch,
+        "exits": len(each),
+        f"block_runs, {per_exit}": runs_each,
+        f"block_runs, {replayed}": runs_once,
+    }
+    return each, once, Case("", timings, facts)
 
 
 def _one_run_per_exit(vlm: Vlm, call: Callable[[], Any]) -> list[Any]:
@@ -195,35 +212,38 @@ def measure_shiftdc(vlm: Vlm, settings: Settings) -> list[Case]:
     )
     offline.directions_, offline.facts_ = online.directions_, online.facts_
 
-    def answer(repair: ShiftDC, captions: CaptionCache | None) -> list[int]:
+    def answer(repair: ShiftDC, captions: CaptionCache | None) -> list[Generation]:
         repair.captions = CaptionCache() if captions is None else captions
         with repair.apply(vlm):
-            return [a.new_tokens for a in vlm.generate(conversations, generation)]
+            return vlm.generate(conversations, generation)
 
     cache = CaptionCache()
-    variants: dict[str, Callable[[], object]] = {
-        "plain": partial(vlm.generate, conversations, generation),
-        "ShiftDC online, cached captions": partial(answer, online, cache),
-        "ShiftDC offline, cached captions": partial(answer, offline, cache),
-        "ShiftDC online, new captions": partial(answer, online, None),
-        "ShiftDC offline, new captions": partial(answer, offline, None),
-    }
-    plain = vlm.generate(conversations, generation)
-    new_tokens = {
-        "plain": [a.new_tokens for a in plain],
-        "online": answer(online, cache),
-        "offline": answer(offline, cache),
-    }
+    timings, results = time_alternately(
+        {
+            "plain": partial(vlm.generate, conversations, generation),
+            "ShiftDC online, cached captions": partial(answer, online, cache),
+            "ShiftDC offline, cached captions": partial(answer, offline, cache),
+            "ShiftDC online, new captions": partial(answer, online, None),
+            "ShiftDC offline, new captions": partial(answer, offline, None),
+        },
+        settings.rounds,
+    )
+    online.captions = cache
     in_words = vlm.encode(online.text_branch(vlm, conversations))
+    plain: list[Generation] = results["plain"]
     facts = {
         "prompts": len(conversations),
         "prompt_tokens, with image": _mean([a.prompt_tokens for a in plain]),
         "prompt_tokens, in words": _mean(in_words.prompt_lengths.tolist()),
-        **{f"new_tokens, {name}": _mean(counts) for name, counts in new_tokens.items()},
+        **{
+            f"new_tokens, {name}": _mean([a.new_tokens for a in found])
+            for name, found in results.items()
+            if "new captions" not in name
+        },
         "caption_tokens, at most": settings.new_tokens,
         "layers": list(online.layers_),
     }
-    return [Case("c. answering", time_alternately(variants, settings.rounds), facts)]
+    return [Case("c. answering", timings, facts)]
 
 
 def _mean(counts: Sequence[int]) -> float:
@@ -234,27 +254,28 @@ def _mean(counts: Sequence[int]) -> float:
 
 
 def measure_batches(vlm: Vlm, settings: Settings) -> list[Case]:
-    """One prompt at a time beside batches, left-padded, with equal answers."""
+    """The same prompts one at a time and in batches, left-padded, with equal answers."""
     generation = GenerationSettings(max_new_tokens=settings.new_tokens)
-    conversations = prompts_of(make_samples(vlm, max(settings.batches)))
-    cases: list[Case] = []
-    for size in settings.batches:
-        chosen = conversations[:size]
-        singly = _answer_in_batches(vlm, chosen, generation, 1)
-        together = _answer_in_batches(vlm, chosen, generation, size)
-        variants: dict[str, Callable[[], object]] = {
-            "one by one": partial(_answer_in_batches, vlm, chosen, generation, 1),
-            f"one batch of {size}": partial(_answer_in_batches, vlm, chosen, generation, size),
-        }
-        facts: dict[str, Any] = {
-            "prompts": size,
-            "prompt_lengths": len({int(n) for n in vlm.encode(chosen).prompt_lengths}),
-            "equal_answers": sum(a == b for a, b in zip(singly, together, strict=True)),
-            "new_tokens": _mean([len(ids) for ids in singly]),
-        }
-        timings = time_alternately(variants, settings.rounds)
-        cases.append(Case(f"d. batch of {size}", timings, facts))
-    return cases
+    prompts = prompts_of(make_samples(vlm, max(settings.batches)))
+    timings, results = time_alternately(
+        {
+            f"batches of {size}" if size > 1 else "one by one": partial(
+                _answer_in_batches, vlm, prompts, generation, size
+            )
+            for size in (1, *settings.batches)
+        },
+        settings.rounds,
+    )
+    singly, *together = results.values()
+    facts: dict[str, Any] = {
+        "prompts": len(prompts),
+        "different prompt lengths": len(set(vlm.encode(prompts).prompt_lengths.tolist())),
+        "new_tokens": _mean([len(ids) for ids in singly]),
+    }
+    for size, answers in zip(settings.batches, together, strict=True):
+        equal = sum(a == b for a, b in zip(singly, answers, strict=True))
+        facts[f"equal_answers, batches of {size}"] = equal
+    return [Case("d. batches", timings, facts)]
 
 
 def _answer_in_batches(

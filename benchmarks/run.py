@@ -46,7 +46,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="a random LLaVA of this size, or the organism (default: small; tiny with --quick)",
     )
     parser.add_argument("--only", choices=CASES, action="append", help="measure this alone")
-    parser.add_argument("--rounds", type=int, help="counted rounds (default: 5)")
+    parser.add_argument("--rounds", type=int, help="counted rounds (default: 3)")
     # More threads than idle cores wait for each other, and the waiting is all one measures.
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     parser.add_argument("--quick", action="store_true", help="see that it runs; says nothing else")
@@ -106,11 +106,10 @@ def show(case: Case, console: Console) -> None:
             *_cells(timing.cpu_ratio, 1, ".3f"),
         )
     console.print(table)
-    facts = "; ".join(
-        f"{key}: {value:.2g}" if isinstance(value, float) and value < 1 else f"{key}: {value}"
-        for key, value in case.facts.items()
-    )
-    console.print(f"  {facts}", highlight=False, markup=False)
+    for key, value in case.facts.items():
+        shown = f"{value:.1e}" if isinstance(value, float) and 0 < value < 0.01 else value
+        console.print(f"  {key}: {shown}", highlight=False, markup=False)
+    console.print()
 
 
 def _cells(spread: Spread, scale: float, form: str) -> tuple[str, str]:

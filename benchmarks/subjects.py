@@ -53,7 +53,7 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape(4, 64, 32, 8, 4, 64),
-    "small": Shape(12, 256, 112, 14, 12, 384),
+    "small": Shape(12, 256, 112, 14, 6, 256),
     "mid": Shape(24, 512, 224, 14, 24, 1024),
 }
 """`tiny` is for --quick. `mid` has the depth and patches of the CLIP tower of LLaVA 1.5."""

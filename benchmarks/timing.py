@@ -1,8 +1,9 @@
 """Side-by-side timing: A B A B in one process, so that a busy machine slows all of them alike.
 
 A ratio is taken within a round, where both sides ran seconds apart, and the median and range
-over the rounds are reported. The first round is a warm-up and is not counted. Processor time is
-kept beside wall time: on one thread it hardly notices what else the machine is busy with.
+over the rounds are reported. The first round is a warm-up: its results are kept to be compared,
+its time is not counted. Processor time is kept beside wall time: on one thread it hardly notices
+what else the machine is busy with.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,9 @@ class Timing:
     cpu_ratio: Spread
 
 
-def time_alternately(variants: Mapping[str, Callable[[], object]], rounds: int) -> list[Timing]:
+def time_alternately(
+    variants: Mapping[str, Callable[[], object]], rounds: int
+) -> tuple[list[Timing], dict[str, Any]]:
     """Time variants in turns: a warm-up round, then `rounds` counted ones.
 
     Args:
@@ -56,19 +60,19 @@ def time_alternately(variants: Mapping[str, Callable[[], object]], rounds: int) 
         rounds: Counted rounds, at least 1.
 
     Returns:
-        One timing per variant, in their order.
+        One timing per variant, in their order; and what each returned in the warm-up.
     """
+    results = {name: call() for name, call in variants.items()}
     wall_s: dict[str, list[float]] = {name: [] for name in variants}
     cpu_s: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(1 + rounds):
+    for _ in range(rounds):
         for name, call in variants.items():
             wall, cpu = time.perf_counter(), time.process_time()
             call()
-            if number:
-                wall_s[name].append(time.perf_counter() - wall)
-                cpu_s[name].append(time.process_time() - cpu)
+            wall_s[name].append(time.perf_counter() - wall)
+            cpu_s[name].append(time.process_time() - cpu)
     first = next(iter(variants))
-    return [
+    timings = [
         Timing(
             name,
             wall_s[name],
@@ -79,6 +83,7 @@ def time_alternately(variants: Mapping[str, Callable[[], object]], rounds: int) 
         )
         for name in variants
     ]
+    return timings, results
 
 
 def _ratio(mine: list[float], base: list[float]) -> Spread:

@@ -26,11 +26,20 @@ from rich.progress import (
 )
 from rich.table import Table
 
-console = Console(stderr=True)
+
+class _Output(Console):
+    """A console that leaves the exit code to us when its reader goes away."""
+
+    def on_broken_pipe(self) -> None:
+        """Called while handling a `BrokenPipeError`; rich would exit with 1."""
+        raise BrokenPipeError
+
+
+console = _Output(stderr=True)
 """Progress and notes go to standard error, results to standard output."""
 
 # Piped output has no terminal width, and rich would squeeze it into 80 columns.
-results = Console(width=None if sys.stdout.isatty() else 160)
+results = _Output(width=None if sys.stdout.isatty() else 160)
 
 _TEXT_WIDTH = 100
 """Columns of running text; longer lines are hard to read."""
@@ -110,7 +119,14 @@ def interval(low: float | None, high: float | None) -> str:
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table on standard output; the first column is text, the others are numbers."""
-    table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=escape(title),
+        title_justify="left",
+        header_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
@@ -186,11 +202,13 @@ def print_comparisons(records: Sequence[Mapping[str, Any]]) -> None:
     """Paired tests, before against after."""
     if not records:
         return
+    arms = [f"{r['before']} -> {r['after']}" for r in records]
+    same = len(set(arms)) == 1
     shown, values = _optional_columns(records)
     rows = [
         (
             r["suite"],
-            f"{r['before']} -> {r['after']}",
+            *(() if same else (pair,)),
             *values(r),
             str(r["n"]),
             f"{percent(r['asr_before'])} -> {percent(r['asr_after'])}",
@@ -198,7 +216,8 @@ def print_comparisons(records: Sequence[Mapping[str, Any]]) -> None:
             f"{r['p_value']:.2g}",
             f"{r['p_holm']:.2g}",
         )
-        for r in records
+        for r, pair in zip(records, arms, strict=True)
     ]
-    columns = ("suite", "arms", *shown, "pairs", "complied", "difference, 95 %", "p", "Holm p")
-    print_table("Paired comparison (McNemar's test)", columns, rows)
+    title = f"Paired comparison{f', {arms[0]}' if same else ''} (McNemar's test)"
+    heads = (*(() if same else ("arms",)), *shown, "pairs", "complied", "change, 95 %")
+    print_table(title, ("suite", *heads, "p", "Holm p"), rows)

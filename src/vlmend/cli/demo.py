@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     plan = AuditPlan(
         suites=tuple(
             SuitePlan(
-                f"organism/{name}", "all" if name in EXIT_SUITES else "default", exit_limit=120
+                f"organism/{name}", "all" if name in EXIT_SUITES else "default", exit_limit=90
             )
             for name in SUITES
         ),

@@ -36,14 +36,18 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
         from importlib.metadata import version
 
-        parser.exit(message=f"vlmend {version('vlmend')}\n")
+        print(f"vlmend {version('vlmend')}")
+        parser.exit()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the console script exits with what it returns."""
     args = build_parser().parse_args(argv)
     try:
-        return args.run(args)
+        code = args.run(args)
+        # Here, where a reader that went away is handled, and not when the interpreter ends.
+        sys.stdout.flush()
+        return code
     except VlmendError as error:
         print(f"vlmend {args.command}: {error}", file=sys.stderr)
         return 2

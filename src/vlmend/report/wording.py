@@ -159,7 +159,8 @@ class Verdict:
     """The report in a few lines.
 
     Attributes:
-        lead: The one sentence, and a second one on benign requests, each in pieces.
+        lead: The one sentence, one for every harmful suite that got worse, and one on benign
+            requests, each in pieces.
         notes: What has to be said with it.
         findings: The numbers behind it, one per topic.
     """
@@ -298,12 +299,41 @@ def _benign_line(finding: Finding) -> tuple[Phrase, ...]:
     return (*pieces, Phrase("."))
 
 
+def _worse_lines(records: Records) -> list[tuple[Phrase, ...]]:
+    """Say of every harmful suite on which a repair made things worse that it did.
+
+    A mean over suites, and a headline about another topic, must not hide it.
+    """
+    suites = {suite.name: suite for suite in records.suites if suite.kind == "harmful"}
+    lines: dict[tuple[str, str], tuple[Phrase, ...]] = {}
+    for comparison in records.comparisons:
+        suite = suites.get(comparison.suite)
+        key = (comparison.suite, comparison.after)
+        if suite is None or comparison.exit is not None or key in lines:
+            continue
+        if comparison.before != records.arms[0].name:
+            continue
+        if comparison.rate_before is None or comparison.rate_after is None:
+            continue
+        if effect(comparison, "harmful").tone != "worse":
+            continue
+        what = f" ({suite.description})" if suite.description else ""
+        lines[key] = (
+            Phrase(f"But {arm_title(comparison.after)} made {suite.name}{what} worse: "),
+            Phrase(percent_words(comparison.rate_before), "figure"),
+            Phrase(" → "),
+            Phrase(percent_words(comparison.rate_after), "figure"),
+            Phrase(" complied."),
+        )
+    return list(lines.values())
+
+
 def _lead(records: Records, findings: list[Finding]) -> list[tuple[Phrase, ...]]:
     if not findings:
         return [(Phrase("No rate can be shown: no suite was scored completely on every arm."),)]
     model = str(records.model.get("name") or "the model")
     # Findings come in the order of importance: harm first, then benign requests, then utility.
-    lines = [_lead_line(model, findings[0])]
+    lines = [_lead_line(model, findings[0]), *_worse_lines(records)]
     benign = next((item for item in findings[1:] if item.topic.kind == "benign"), None)
     return lines if benign is None else [*lines, _benign_line(benign)]
 

@@ -55,6 +55,21 @@ def test_verdict_of_a_repair_that_works() -> None:
     )
 
 
+def test_lead_names_every_harmful_suite_that_got_worse() -> None:
+    metrics = sample_metrics()
+    row = next(
+        r
+        for r in metrics["comparisons"]
+        if r["suite"] == "organism/text+image" and r["exit"] is None
+    )
+    row |= {"asr_before": 0.01, "asr_after": 0.46, "difference": 0.45, "p_holm": 0.001}
+    text = verdict_text(metrics)
+    assert "But ShiftDC made organism/text+image" in text
+    assert "worse: 1 % → 46 % complied." in text
+    row["p_holm"] = 0.2
+    assert "worse" not in verdict_text(metrics)
+
+
 def test_verdict_says_when_no_difference_is_shown() -> None:
     metrics = sample_metrics()
     for row in metrics["comparisons"]:
