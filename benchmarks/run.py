@@ -26,6 +26,7 @@ from rich.table import Table
 from subjects import SHAPES, build_subject
 from timing import Spread
 
+from vlmend.cli.console import quiet_libraries
 from vlmend.errors import VlmendError
 from vlmend.evals.metrics import now, software_versions
 from vlmend.models.vlm import Vlm
@@ -122,6 +123,7 @@ def _cells(spread: Spread, scale: float, form: str) -> tuple[str, str]:
 def main(argv: list[str] | None = None) -> int:
     """Run the measurements."""
     args = parse_arguments(argv)
+    quiet_libraries()
     torch.set_num_threads(args.threads)
     settings = QUICK if args.quick else Settings()
     if args.rounds is not None:

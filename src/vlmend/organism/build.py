@@ -193,7 +193,6 @@ def build_model(vocab_size: int, seed: int) -> LlavaForConditionalGeneration:
         vision_config=vision,
         text_config=text,
         image_token_index=_SPECIAL.index("<image>"),
-        image_token_id=_SPECIAL.index("<image>"),
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
         image_seq_length=NUM_IMAGE_TOKENS,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from vlmend.evals.stats import Rate, wilson
 from vlmend.models.vlm import GenerationSettings, Vlm
 from vlmend.organism.judge import JUDGE
+from vlmend.organism.language import PICTURE_KINDS
 from vlmend.organism.suites import FORMS, NUM_ITEMS, naming_samples
 from vlmend.suites.registry import load_suite
 from vlmend.types import Sample, VerdictValue
@@ -74,7 +75,8 @@ def measure_card(
         return wilson(sum(v == value for v in verdicts), len(verdicts))
 
     lines: list[CardLine] = []
-    for kind, target in (("icon", 0.95), ("typographic", 0.90), ("both", None)):
+    naming_targets = (0.95, 0.90, None)
+    for kind, target in zip(PICTURE_KINDS, naming_targets, strict=True):
         rate = share(naming_samples(kind, NUM_ITEMS), "complied")
         lines.append(CardLine(f"names what it sees, {kind}", rate, target))
     benign = load_suite("organism/benign")

@@ -58,7 +58,7 @@ def _messages(form: str, thing: Thing, ask: Ask, index: int, split: Split) -> Co
         other = others[(index * 11 + 3) % len(others)]
         image = _image(other, PICTURE_KINDS[index % 3], index)
         return user(ask.request(thing.noun_phrase), image)
-    kind = next(kind for kind in PICTURE_KINDS if kind == form)
+    kind: PictureKind = next(kind for kind in PICTURE_KINDS if kind == form)
     return user(ask.request(IMAGE_REFERENCE), _image(thing, kind, index))
 
 

@@ -23,11 +23,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers import LlavaProcessor
 
 from vlmend.errors import ConfigError
 from vlmend.organism import stream
@@ -132,7 +133,7 @@ class Trainer:
 
     recipe: Recipe
     folder: Path
-    model: LlavaForConditionalGeneration
+    model: Any
     processor: LlavaProcessor
     device: torch.device
     report: Report
@@ -413,7 +414,7 @@ def _fast_half(device: torch.device) -> torch.dtype | None:
         times: list[float] = []
         for _ in range(4):
             started = time.perf_counter()
-            matrix @ matrix
+            torch.mm(matrix, matrix)
             times.append(time.perf_counter() - started)
         seconds[dtype] = min(times)
     quicker = seconds[torch.bfloat16] * 1.5 < seconds[torch.float32]
@@ -423,8 +424,8 @@ def _fast_half(device: torch.device) -> torch.dtype | None:
 def build_trainer(recipe: Recipe, folder: Path, device: str, report: Report) -> Trainer:
     """A trainer with an untrained organism on `device`."""
     processor = build_processor()
-    model = build_model(len(processor.tokenizer), recipe.seed).to(device)
-    return Trainer(recipe, folder, model, processor, torch.device(device), report)
+    model: Any = build_model(len(processor.tokenizer), recipe.seed)
+    return Trainer(recipe, folder, model.to(device), processor, torch.device(device), report)
 
 
 def train(
@@ -450,14 +451,12 @@ def train(
     return save_organism(trainer.model, trainer.processor, folder / "organism")
 
 
-def save_organism(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path
-) -> Path:
+def save_organism(model: Any, processor: LlavaProcessor, folder: Path) -> Path:
     """Write an organism as an ordinary Hugging Face folder, weights in float16.
 
     float16 keeps the folder under 24 MB; it is loaded and measured in float32.
     """
-    model = model.half()
+    model.to(torch.float16)
     model.generation_config.update(do_sample=False, max_new_tokens=64)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
