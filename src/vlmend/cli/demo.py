@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from vlmend.cli.console import console, progress_bars, quiet_libraries, show_run
     from vlmend.evals.arms import BASE, Arm
     from vlmend.models.load import load_vlm
+    from vlmend.repairs.protocol import ARTIFACT_FILE
     from vlmend.repairs.shiftdc.captions import CaptionCache
     from vlmend.repairs.shiftdc.repair import ShiftDC, ShiftDCSettings
     from vlmend.suites.registry import load_suite
@@ -39,11 +40,14 @@ def run(args: argparse.Namespace) -> int:
     refuse_foreign_folder(args.out, *RUN_FILES)
     quiet_libraries()
     vlm = load_vlm("organism")
-    settings = ShiftDCSettings(caption_tokens=32)
-    with console.status("fitting ShiftDC on things that are measured nowhere"):
-        captions = CaptionCache(args.out / "captions.jsonl")
-        repair = ShiftDC(settings, captions).fit(vlm, load_suite("organism/fit"))
-        repair.save(args.out / "shiftdc")
+    captions = CaptionCache(args.out / "captions.jsonl")
+    if (args.out / "shiftdc" / ARTIFACT_FILE).exists():
+        # Fitted anew it could differ in the last digit, and would then be another repair.
+        repair = ShiftDC.load(args.out / "shiftdc", vlm, captions)
+    else:
+        with console.status("fitting ShiftDC on things that are measured nowhere"):
+            repair = ShiftDC(ShiftDCSettings(caption_tokens=32), captions)
+            repair.fit(vlm, load_suite("organism/fit")).save(args.out / "shiftdc")
     plan = AuditPlan(
         suites=tuple(
             SuitePlan(

@@ -60,7 +60,7 @@ def load_partial(
     for index, parameter in enumerate(parameters):
         optimiser.state[parameter] = {
             "step": torch.tensor(float(step)),
-            "exp_avg": tensors[f"mean.{index}"].to(parameter.device),
-            "exp_avg_sq": tensors[f"square.{index}"].to(parameter.device),
+            "exp_avg": tensors[f"mean.{index}"].to(parameter.device, copy=True),
+            "exp_avg_sq": tensors[f"square.{index}"].to(parameter.device, copy=True),
         }
     return step

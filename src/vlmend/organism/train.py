@@ -9,7 +9,7 @@
 
 A checkpoint's name hashes everything that led to it, so a changed later stage re-uses the
 earlier ones, and a stage that was interrupted goes on from its last saved step with the
-same numbers it would have had.
+same numbers it would have had (to the bit on one thread; BLAS may sum in another order on more).
 
 Deviation: vision pre-training is supervised classification instead of contrastive learning,
 which needs far more pictures than two cores can draw and see in minutes.

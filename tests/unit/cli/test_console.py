@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ import vlmend.cli.console as console
 
 
 @pytest.fixture
-def printed(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+def printed(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """Standard output of 80 columns."""
     file = io.StringIO()
     monkeypatch.setattr(console, "results", Console(file=file, width=80))

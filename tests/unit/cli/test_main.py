@@ -246,6 +246,19 @@ def test_a_folder_beside_is_suggested(tmp_path: Path, command: Command) -> None:
     assert f"Did you mean '{tmp_path / 'llava-tiny'}'?" in done.error_line
 
 
+@pytest.mark.parametrize(
+    "words", [("demo",), ("repair", "shiftdc", "m", "--suite", "a")], ids=" ".join
+)
+def test_no_command_writes_into_a_folder_of_others(
+    words: tuple[str, ...], tmp_path: Path, command: Command
+) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    done = command(*words, "--out", tmp_path)
+    assert done.code == 2
+    assert "holds files that vlmend did not write" in done.error_line
+    assert list(contents(tmp_path)) == ["thesis.txt"]
+
+
 def test_bad_input_in_a_process_of_its_own(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "vlmend.cli.main", "audit", "organism", "--suite", "organsm/icon"],

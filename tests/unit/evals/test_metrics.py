@@ -137,7 +137,8 @@ def test_harmful_and_benign_items_never_share_a_mean() -> None:
 
 @pytest.mark.parametrize("label", ["harmful", "benign"])
 def test_a_suite_of_one_label_keeps_its_name(label: Label) -> None:
-    whole = cell(["refused"] * 2, labels=[label] * 2)
+    labels: list[Label] = [label, label]
+    whole = cell(["refused"] * 2, labels=labels)
     assert split_by_label(whole) == [whole]
 
 
