@@ -25,6 +25,7 @@ LIGHT_MODULES = [
     "vlmend.images",
     "vlmend.judges.registry",
     "vlmend.models.spec",
+    "vlmend.plugins",
     "vlmend.report",
     "vlmend.runs",
     "vlmend.suites.registry",
