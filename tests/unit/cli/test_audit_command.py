@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -259,6 +260,8 @@ def test_ctrl_c_ends_cleanly_and_the_run_goes_on_later(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A test run started in the background hands "ignore Ctrl-C" down to its children.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     until = time.monotonic() + PATIENCE_S
     while not JsonLines(out / "responses.jsonl").read():
