@@ -17,11 +17,11 @@ from timing import Timing, time_alternately
 from torch import Tensor
 from transformers import GenerationConfig
 
+from vlmend.evals.captions import CaptionCache
 from vlmend.hooks.exits import VisionReplay, exit_vision_at, patched_forward
 from vlmend.hooks.record import record_layers
 from vlmend.hooks.tolerances import relative_difference
 from vlmend.models.vlm import EncodedBatch, Generation, GenerationSettings, Vlm
-from vlmend.repairs.shiftdc.captions import CaptionCache
 from vlmend.repairs.shiftdc.repair import ShiftDC, ShiftDCSettings
 from vlmend.types import Conversation
 

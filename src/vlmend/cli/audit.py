@@ -125,8 +125,8 @@ def run(args: argparse.Namespace) -> int:
 def load_arms(vlm: Vlm, artifacts: list[Path], out: Path) -> tuple[Arm, ...]:
     """The base arm and one for each artifact, named by its repair and, if needed, its folder."""
     from vlmend.evals.arms import BASE, Arm
+    from vlmend.evals.captions import CaptionCache
     from vlmend.repairs.protocol import load_repair
-    from vlmend.repairs.shiftdc.captions import CaptionCache
     from vlmend.repairs.shiftdc.repair import ShiftDC
 
     # An artifact may be read-only and shared; captions belong to the run.

@@ -31,9 +31,9 @@ def run(args: argparse.Namespace) -> int:
     from vlmend.audit import AuditPlan, SuitePlan, run_audit
     from vlmend.cli.console import console, progress_bars, quiet_libraries, show_run
     from vlmend.evals.arms import BASE, Arm
+    from vlmend.evals.captions import CaptionCache
     from vlmend.models.load import load_vlm
     from vlmend.repairs.protocol import ARTIFACT_FILE
-    from vlmend.repairs.shiftdc.captions import CaptionCache
     from vlmend.repairs.shiftdc.repair import ShiftDC, ShiftDCSettings
     from vlmend.suites.registry import load_suite
 

@@ -72,8 +72,8 @@ def add_parser(commands: Any) -> None:
 def run_shiftdc(args: argparse.Namespace) -> int:
     """Run `vlmend repair shiftdc`."""
     from vlmend.cli.console import console, quiet_libraries
+    from vlmend.evals.captions import CaptionCache
     from vlmend.evals.run import check_images
-    from vlmend.repairs.shiftdc.captions import CaptionCache
     from vlmend.repairs.shiftdc.repair import ShiftDC, ShiftDCSettings
     from vlmend.suites.registry import load_suite
 

@@ -28,12 +28,12 @@ from mild_samples import (
 from torch import Tensor
 
 from vlmend.errors import ArtifactError, ConfigError, DataError, ModelError
+from vlmend.evals.captions import CaptionCache
 from vlmend.hooks.edit import EditFunction, EditReport
 from vlmend.hooks.exits import VisionReplay, exit_vision_at
 from vlmend.models.generation import Generation, GenerationSettings
 from vlmend.models.vlm import Vlm
 from vlmend.repairs.shiftdc import repair as repair_module
-from vlmend.repairs.shiftdc.captions import CaptionCache
 from vlmend.repairs.shiftdc.repair import ShiftDC, ShiftDCSettings
 from vlmend.testing import FLOAT32_NOISE, assert_close, picture, tiny_vlm
 from vlmend.types import Conversation, Message, Sample, user

@@ -37,20 +37,20 @@ from safetensors.torch import save as write_tensors
 from torch import Tensor
 
 from vlmend.errors import ArtifactError, ConfigError, DataError
+from vlmend.evals.captions import CAPTION_PROMPT, CaptionCache
+from vlmend.evals.text_branch import TEXT_BRANCH, put_in_words, record_text_branch
 from vlmend.hooks.edit import EditFunction, edit_layers
 from vlmend.hooks.record import record_layers
 from vlmend.models.generation import GenerateCall, Generation, GenerationSettings
 from vlmend.models.spec import check_layers
 from vlmend.models.vlm import Vlm
 from vlmend.repairs.protocol import ARTIFACT_FILE, prompt_sha256, read_artifact
-from vlmend.repairs.shiftdc.captions import CAPTION_PROMPT, CaptionCache
 from vlmend.repairs.shiftdc.projection import (
     calibrate_online,
     coefficient,
     correct_offline,
     difference_in_means,
 )
-from vlmend.repairs.shiftdc.text_branch import TEXT_BRANCH, put_in_words, record_text_branch
 from vlmend.runs import replacing, write_json
 from vlmend.types import Conversation, Sample, conversation_images, sha256_json
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from mild_samples import ASKED, FAMILIES, request, requests, stream_of
 
-from vlmend.models.vlm import Vlm
-from vlmend.repairs.shiftdc import text_branch
-from vlmend.repairs.shiftdc.captions import CaptionCache
-from vlmend.repairs.shiftdc.text_branch import (
+from vlmend.evals import text_branch
+from vlmend.evals.captions import CaptionCache
+from vlmend.evals.text_branch import (
     put_in_words,
     record_text_branch,
     text_conversation,
 )
+from vlmend.models.vlm import Vlm
 from vlmend.testing import FLOAT32_NOISE, assert_close, picture, tiny_vlm
 from vlmend.types import Conversation, Message, conversation_images, user
 

@@ -11,10 +11,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vlmend.evals.run import is_out_of_memory
+from vlmend.evals.batches import run_in_batches
+from vlmend.evals.captions import CaptionCache
 from vlmend.hooks.record import record_layers
 from vlmend.models.vlm import Vlm
-from vlmend.repairs.shiftdc.captions import CaptionCache
 from vlmend.types import Conversation, Message, conversation_images
 
 TEXT_BRANCH = "{query} Image Caption: {caption}"
@@ -79,30 +79,18 @@ def record_text_branch(
     Raises:
         VlmendError: As `CaptionCache.get_all` and `record_layers`.
     """
-    images = [len(conversation_images(conversation)) for conversation in conversations]
-    waiting = sorted(range(len(conversations)), key=images.__getitem__)
+
+    def record(places: list[int]) -> dict[int, Tensor]:
+        batch = [conversations[i] for i in places]
+        if conversation_images(batch[0]):
+            batch = put_in_words(vlm, batch, captions, caption_tokens)
+        return record_layers(vlm, batch)
+
     rows: dict[int, list[Tensor]] = {}
     order: list[int] = []
-    size = _FIT_BATCH
-    while waiting:
-        # One batch, one number of images.
-        indices = [i for i in waiting[:size] if images[i] == images[waiting[0]]]
-        batch = [conversations[i] for i in indices]
-        recorded: dict[int, Tensor] | None = None
-        try:
-            if images[waiting[0]]:
-                batch = put_in_words(vlm, batch, captions, caption_tokens)
-            recorded = record_layers(vlm, batch)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or len(indices) == 1:
-                raise
-        if recorded is None:
-            # Not inside the handler: the error's traceback holds on to the tensors of the batch.
-            size = len(indices) // 2
-            continue
+    for places, recorded in run_in_batches(conversations, record, batch_size=_FIT_BATCH):
         for layer, x_BD in recorded.items():
             rows.setdefault(layer, []).append(x_BD.float().cpu())
-        order += indices
-        waiting = waiting[len(indices) :]
+        order += places
     back = torch.tensor(order).argsort()
     return {layer: torch.cat(parts)[back] for layer, parts in rows.items()}

@@ -8,10 +8,10 @@ import pytest
 from mild_samples import request, requests
 
 from vlmend.errors import ConfigError, RunError
+from vlmend.evals.captions import CAPTION_PROMPT, CaptionCache, caption_conversation
 from vlmend.hooks.exits import exit_vision_at
 from vlmend.models.generation import Generation, GenerationSettings
 from vlmend.models.vlm import Vlm
-from vlmend.repairs.shiftdc.captions import CAPTION_PROMPT, CaptionCache, caption_conversation
 from vlmend.testing import picture, tiny_vlm
 from vlmend.types import Conversation, Message, user
 
