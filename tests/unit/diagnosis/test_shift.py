@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from vlmend.diagnosis.shift import ShiftMeasurement, measure_shift, summarise_shift
+from vlmend.diagnosis.shift import (
+    PairedSets,
+    ShiftMeasurement,
+    TextSets,
+    cross_fit_shift,
+    measure_shift,
+    summarise_shift,
+)
 from vlmend.errors import ConfigError, DataError
 from vlmend.models.vlm import Vlm
 from vlmend.testing import FLOAT32_NOISE, assert_close, picture, tiny_vlm
@@ -142,3 +151,90 @@ def test_groups_are_apart_and_empty_ones_left_out() -> None:
 def test_no_groups() -> None:
     assert summarise_shift(MEASURED, {}, "mild") == []
     assert summarise_shift(MEASURED, {"refused": []}, "mild") == []
+
+
+# ---- directions fitted on other things
+
+GROUPS = tuple("abcdef")
+LAYERS = (1, 4)
+WIDTH = 7
+
+
+def recorded(seed: int, count: int) -> dict[int, NDArray[np.float32]]:
+    generator = np.random.default_rng(seed)
+    return {i: generator.normal(size=(count, WIDTH)).astype(np.float32) for i in LAYERS}
+
+
+def text_sets(count: int = 24) -> TextSets:
+    unsafe = [index % 2 == 1 for index in range(count)]
+    return TextSets(recorded(0, count), unsafe, [GROUPS[i % 6] for i in range(count)])
+
+
+def paired_sets(groups: Sequence[str] = ("b", "a", "z", "b")) -> PairedSets:
+    ids = [f"mild/{index}" for index in range(len(groups))]
+    return PairedSets(ids, groups, recorded(1, len(groups)), recorded(2, len(groups)))
+
+
+def test_every_item_is_held_against_a_direction_of_other_groups() -> None:
+    fit, pairs = text_sets(), paired_sets()
+    measured = cross_fit_shift(fit, pairs, num_folds=99)  # a fold per group
+    assert measured.sample_ids == ("mild/0", "mild/1", "mild/2", "mild/3")
+    assert measured.layers == LAYERS
+    unsafe, groups = np.array(fit.unsafe), np.array(fit.groups)
+    for row, group in enumerate(pairs.groups):
+        others = groups != group
+        for column, layer in enumerate(LAYERS):
+            x = fit.states[layer].astype(np.float64)
+            s = x[others & ~unsafe].mean(0) - x[others & unsafe].mean(0)
+            m = (pairs.vision_language[layer] - pairs.text[layer])[row].astype(np.float64)
+            expected = torch.tensor(
+                [np.linalg.norm(m), m @ s / np.linalg.norm(m) / np.linalg.norm(s), m @ s / (s @ s)]
+            )
+            found = torch.stack(
+                [x[row, column] for x in (measured.norm, measured.cosine, measured.coefficient)]
+            )
+            assert_close(found, expected, FLOAT32_NOISE)
+
+
+def test_prompts_of_the_item_s_own_group_do_not_count() -> None:
+    fit, pairs = text_sets(), paired_sets(("a",))
+    changed = {i: x.copy() for i, x in fit.states.items()}
+    for states in changed.values():
+        states[np.array(fit.groups) == "a"] += 100
+    before = cross_fit_shift(fit, pairs, num_folds=99)
+    after = cross_fit_shift(TextSets(changed, fit.unsafe, fit.groups), pairs, num_folds=99)
+    assert torch.equal(before.cosine, after.cosine)
+    other = cross_fit_shift(
+        TextSets(changed, fit.unsafe, fit.groups), paired_sets(("b",)), num_folds=99
+    )
+    assert not torch.equal(cross_fit_shift(fit, paired_sets(("b",))).cosine, other.cosine)
+
+
+def test_layers_that_did_not_run_on_text_are_missing() -> None:
+    fit, pairs = text_sets(), paired_sets()
+    text = {1: pairs.text[1]}
+    measured = cross_fit_shift(
+        fit, PairedSets(pairs.sample_ids, pairs.groups, pairs.vision_language, text)
+    )
+    assert measured.layers == (1,)
+
+
+def test_sets_without_a_direction_are_refused() -> None:
+    fit, pairs = text_sets(), paired_sets()
+    with pytest.raises(DataError, match="no unsafe text prompt"):
+        cross_fit_shift(TextSets(fit.states, [False] * 24, fit.groups), pairs)
+    with pytest.raises(DataError, match="all items are of one group"):
+        cross_fit_shift(TextSets(fit.states, fit.unsafe, ["a"] * 24), paired_sets(("a", "a")))
+    still = {i: np.ones_like(x) for i, x in fit.states.items()}
+    with pytest.raises(DataError, match=r"no safety direction at decoder layers \[1, 4\]"):
+        cross_fit_shift(TextSets(still, fit.unsafe, fit.groups), pairs)
+    with pytest.raises(DataError, match="no decoder layer ran both"):
+        cross_fit_shift(fit, PairedSets(pairs.sample_ids, pairs.groups, {}, pairs.text))
+
+
+def test_items_cosines_are_kept_on_request_alone() -> None:
+    measured = cross_fit_shift(text_sets(), paired_sets())
+    (plain,) = summarise_shift(measured, {"all": measured.sample_ids}, "mild")
+    assert "cosines" not in plain
+    (kept,) = summarise_shift(measured, {"all": measured.sample_ids}, "mild", keep_items=True)
+    assert np.allclose(kept["cosines"], measured.cosine.T, atol=1e-4)
