@@ -63,6 +63,11 @@ def add_parser(commands: Any) -> None:
         metavar="PATH",
         help="artifact of `vlmend repair`, measured as an arm of its own; can be repeated",
     )
+    parser.add_argument(
+        "--text-branch",
+        action="store_true",
+        help="measure one more arm: the model's own caption in place of the image",
+    )
     parser.add_argument("--limit", type=positive, metavar="N", help="first N items of every suite")
     parser.add_argument(
         "--max-new-tokens",
@@ -112,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
             vlm,
             plan,
             args.out,
-            arms=load_arms(vlm, args.repair, args.out),
+            arms=load_arms(vlm, args.repair, args.out, text_branch=args.text_branch),
             suites=suites,
             resume=args.resume,
             progress=progress,
@@ -122,9 +127,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def load_arms(vlm: Vlm, artifacts: list[Path], out: Path) -> tuple[Arm, ...]:
-    """The base arm and one for each artifact, named by its repair and, if needed, its folder."""
+def load_arms(
+    vlm: Vlm, artifacts: list[Path], out: Path, *, text_branch: bool = False
+) -> tuple[Arm, ...]:
+    """The base arm and one for each artifact, named by its repair and, if needed, its folder.
+
+    With `text_branch` the last one is the text branch, its captions as long as ShiftDC's.
+    """
     from vlmend.evals.arms import BASE, Arm
+    from vlmend.evals.caption_arm import CaptionInstead, text_branch_arm
     from vlmend.evals.captions import CaptionCache
     from vlmend.repairs.protocol import load_repair
     from vlmend.repairs.shiftdc.repair import ShiftDC
@@ -139,4 +150,7 @@ def load_arms(vlm: Vlm, artifacts: list[Path], out: Path) -> tuple[Arm, ...]:
             repair.captions = captions
         name = repair.name if names.count(repair.name) == 1 else f"{repair.name} ({path})"
         arms.append(Arm(name, (repair,)))
+    if text_branch:
+        lengths = [r.settings.caption_tokens for r in repairs if isinstance(r, ShiftDC)]
+        arms.append(text_branch_arm(captions, max(lengths, default=CaptionInstead.caption_tokens)))
     return tuple(arms)
