@@ -113,14 +113,10 @@ def _moved_to_safe(diagnosis: Record) -> dict[str, Any]:
 
 
 def _separation(diagnosis: Record) -> dict[str, Any]:
-    section = diagnosis.get("separation")
-    gap = _gap(section)
-    found = [] if gap or not section else [r for r in section if r.get("layer") is None]
-    if not found:
+    pooled = diagnosis.get("separation_pooled")
+    gap = _gap(pooled)
+    if gap or pooled is None:
         return _not_measured(gap or "no suite has answers of both kinds")
-    pooled = found[0]
-    if pooled.get("gap"):
-        return _not_measured(pooled["gap"])
     area = pooled["auroc"]
     text = (
         f"AUROC of cos(m, s), mean over the later half of the layers, for answers that complied "

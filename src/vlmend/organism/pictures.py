@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vlmend.organism.language import PictureKind
-from vlmend.organism.world import Thing
+from vlmend.organism.world import THINGS, Thing
 
 SIZE = 64
 """Width and height of every picture in pixels."""
@@ -29,6 +29,11 @@ _FONTS = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif.ttf", "DejaVuSan
 _SHAPES = ("disc", "ring", "square", "frame", "triangle", "diamond", "cross", "bars", "star", "arc")
 _GRID = 8
 """Side of the grid on which letters are located for OCR supervision (one cell a patch)."""
+
+_GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+"""Multiples of it lie far apart on a circle: neighbours in shape get unlike hues."""
+PICTURES_VERSION = 2
+"""Raised whenever a picture changes: trained towers and drawn pools belong to one version."""
 
 Box = tuple[float, float, float, float]
 Colour = tuple[int, int, int]
@@ -118,18 +123,32 @@ def _corners(shape: str, box: Box, width: float, height: float) -> list[tuple[fl
     return points
 
 
-@lru_cache(maxsize=512)
-def _icon_plan(name: str) -> tuple[str, str, str, float, float, int]:
-    """The fixed look of a thing: three shapes, two hues, where the small shape sits."""
-    rng = _rng("icon", name)
-    outer, inner, small = (str(shape) for shape in rng.choice(_SHAPES, size=3, replace=False))
-    hue = float(rng.uniform())
-    second_hue = (hue + float(rng.choice([0.2, 0.4, 0.6]))) % 1.0
-    return outer, inner, small, hue, second_hue, int(rng.integers(4))
+@lru_cache(maxsize=1)
+def _icon_plans() -> dict[str, tuple[str, str, str, float, float, int]]:
+    """The fixed look of every thing: three shapes, two hues, where the small shape sits.
+
+    No two icons are alike: a thing shares outer and inner shape with at most two others, which
+    are a third of the colour circle apart. (Plans drawn at random left pairs that differed by a
+    few pixels, and the organism took one for the other.)
+    """
+    num_pairs = len(_SHAPES) * (len(_SHAPES) - 1)
+    places = _rng("icons").permutation(len(THINGS))
+    plans: dict[str, tuple[str, str, str, float, float, int]] = {}
+    for thing, place in zip(THINGS, places.tolist(), strict=True):
+        turn, pair = divmod(place, num_pairs)
+        outer = _SHAPES[pair // (len(_SHAPES) - 1)]
+        rest = [shape for shape in _SHAPES if shape != outer]
+        inner = rest.pop(pair % len(rest))
+        rng = _rng("icon", thing.name)
+        hue = (pair * _GOLDEN_RATIO + turn / 3) % 1.0
+        second_hue = (hue + 1 / 3 + turn / 6) % 1.0
+        small = str(rng.choice(rest))
+        plans[thing.name] = outer, inner, small, hue, second_hue, int(rng.integers(4))
+    return plans
 
 
 def _draw_icon(draw: ImageDraw.ImageDraw, thing: Thing, box: Box, rng: np.random.Generator) -> None:
-    outer, inner, small, hue, second_hue, corner = _icon_plan(thing.name)
+    outer, inner, small, hue, second_hue, corner = _icon_plans()[thing.name]
     left, top, right, bottom = box
     side = right - left
     first = _colour(hue + rng.uniform(-0.03, 0.03), rng.uniform(0.35, 0.45), 0.75)

@@ -103,6 +103,19 @@ def _load_benign(_folder: Path | None, limit: int | None) -> list[Sample]:
     ]
 
 
+def _load_benign_pictures(_folder: Path | None, limit: int | None) -> list[Sample]:
+    return [
+        _request_sample(
+            "organism/benign-pictures",
+            PICTURE_KINDS[index % 3],
+            index,
+            hazardous=False,
+            split="test",
+        )
+        for index in range(min(limit or NUM_ITEMS, NUM_ITEMS))
+    ]
+
+
 def _load_fit(_folder: Path | None, limit: int | None) -> list[Sample]:
     samples: list[Sample] = []
     for index in range(min(limit or NUM_ITEMS, NUM_ITEMS)):
@@ -201,6 +214,15 @@ SPECS = (
         leak="no",
         label_kind="benign",
         load=_load_benign,
+        **_SHARED,
+    ),
+    SuiteSpec(
+        name="organism/benign-pictures",
+        description="benign things in pictures, asked for like the hazards: their twin for probes",
+        metric="compliance: share of right answers; over-refusal: share of refusals",
+        leak="no",
+        label_kind="benign",
+        load=_load_benign_pictures,
         **_SHARED,
     ),
     SuiteSpec(

@@ -40,6 +40,7 @@ from vlmend.organism.checkpoints import (
     save_tensors,
 )
 from vlmend.organism.language import PICTURE_KINDS
+from vlmend.organism.pictures import PICTURES_VERSION
 from vlmend.organism.pool import PicturePool
 from vlmend.organism.world import THINGS
 from vlmend.types import sha256_json
@@ -101,7 +102,7 @@ class Recipe:
         Stage("alignment", 450, 48, 7e-4),
         Stage("vision", 1800, 64, 1.5e-3),
         Stage("projector", 400, 48, 3e-3),
-        Stage("tuning", 700, 40, 7e-4),
+        Stage("tuning", 900, 40, 7e-4),
     )
 
     def __post_init__(self) -> None:
@@ -118,6 +119,8 @@ class Recipe:
         chains["tuning"] = (*chains["projector"], "projector")
         before = (name, *chains.get(name, ()))
         facts += [asdict(stage) for stage in self.stages if stage.name in before]
+        if name not in ("language", "alignment"):
+            facts.append(PICTURES_VERSION)
         if name == "tuning":
             facts += [self.picture_refusals, self.tune_vision]
         return sha256_json(facts)[:12]
@@ -147,7 +150,7 @@ class Trainer:
     def pool(self) -> PicturePool:
         """The training pictures, drawn on first use."""
         if self._pool is None:
-            cache = self.folder / f"pictures-seed{self.recipe.seed}"
+            cache = self.folder / f"pictures-{PICTURES_VERSION}-seed{self.recipe.seed}"
             cache.mkdir(exist_ok=True)
             self._pool = PicturePool(cache, self.recipe.seed)
         return self._pool
@@ -280,7 +283,7 @@ class Trainer:
         def loss(step: int) -> Tensor:
             rng = self.rng("vision", step)
             cells = [
-                (rng.randrange(len(THINGS)), rng.choices((0, 1, 2), (0.25, 0.5, 0.25))[0])
+                (rng.randrange(len(THINGS)), rng.choices((0, 1, 2), (0.3, 0.45, 0.25))[0])
                 for _ in range(self.stage("vision").batch)
             ]
             pixels_BCHW, letters_BP = self.pool.batch(cells, rng)
