@@ -1,110 +1,31 @@
 """The four measurements. Each also says whether what it compares gives equal results.
 
-Shapes: B = prompts, S = prompt columns, L = decoder layers, D = width.
+The first of them, (a), is in recording.py.
+
+Shapes: B = prompts, D = width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
+from comparison import Case, Settings
+from recording import measure_recording
 from subjects import make_samples, prompts_of
-from timing import Timing, time_alternately
+from timing import time_alternately
 from torch import Tensor
-from transformers import GenerationConfig
 
 from vlmend.evals.captions import CaptionCache
 from vlmend.hooks.exits import VisionReplay, exit_vision_at, patched_forward
-from vlmend.hooks.record import record_layers
 from vlmend.hooks.tolerances import relative_difference
-from vlmend.models.vlm import EncodedBatch, Generation, GenerationSettings, Vlm
+from vlmend.models.vlm import Generation, GenerationSettings, Vlm
 from vlmend.repairs.shiftdc.repair import ShiftDC, ShiftDCSettings
 from vlmend.types import Conversation
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How much is measured.
-
-    Attributes:
-        rounds: Counted rounds of every comparison; recording, which is quick, has four times as
-            many.
-        batch: Prompts of the first three measurements.
-        new_tokens: Length limit of answers and captions in tokens.
-        batches: Batch sizes of the fourth measurement, ascending; it has as many prompts as the
-            largest one.
-        fit_items: Items that ShiftDC is fitted on.
-    """
-
-    rounds: int = 3
-    batch: int = 4
-    new_tokens: int = 24
-    batches: tuple[int, ...] = (16, 32)
-    fit_items: int = 16
-
-
-@dataclass(frozen=True)
-class Case:
-    """One comparison.
-
-    Attributes:
-        name: What was compared.
-        timings: One per variant; ratios are against the first.
-        facts: What was found besides time: counts, sizes, differences.
-    """
-
-    name: str
-    timings: list[Timing]
-    facts: dict[str, Any] = field(default_factory=dict[str, Any])
-
-
-# ---- (a) recording
-
-
-def measure_recording(vlm: Vlm, settings: Settings) -> list[Case]:
-    """Last-token capture beside the same pass without, and beside `output_hidden_states`."""
-    encoded = vlm.encode(prompts_of(make_samples(vlm, settings.batch)))
-    ours, theirs = "record_layers, prompt_last", "output_hidden_states"
-    timings, results = time_alternately(
-        {
-            "forward": partial(vlm.forward_prompt, encoded),
-            ours: partial(record_layers, vlm, encoded),
-            theirs: partial(_hidden_states, vlm, encoded),
-        },
-        4 * settings.rounds,
-    )
-    kept: dict[int, Tensor] = results[ours]
-    states: tuple[Tensor, ...] = results[theirs]
-    facts = {
-        "prompts": encoded.batch_size,
-        "columns": encoded.columns,
-        f"kept_bytes, {ours}": sum(x.nbytes for x in kept.values()),
-        f"kept_bytes, {theirs}": sum(x.nbytes for x in states),
-        # Entry 0 is the embeddings and the last one is after the final norm: not the same place.
-        "largest_relative_difference": max(
-            relative_difference(kept[i], states[i + 1][:, -1]) for i in range(len(states) - 2)
-        ),
-    }
-    return [Case("a. recording", timings, facts)]
-
-
-def _hidden_states(vlm: Vlm, encoded: EncodedBatch) -> tuple[Tensor, ...]:
-    """All hidden states of the pass that `forward_prompt` runs, L + 1 of (B, S, D)."""
-    config = GenerationConfig(
-        max_new_tokens=1,
-        do_sample=False,
-        use_cache=False,
-        pad_token_id=vlm.tokenizer.pad_token_id,
-        output_hidden_states=True,
-        return_dict_in_generate=True,
-    )
-    with torch.no_grad():
-        return vlm.model.generate(**encoded.inputs, generation_config=config).hidden_states[0]
-
 
 # ---- (b) exits
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cases import CASES, Case, Settings
+from cases import CASES
+from comparison import Case, Settings
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -34,7 +35,15 @@ from vlmend.runs import write_json
 
 SCHEMA = 1
 
-QUICK = Settings(rounds=1, batch=2, new_tokens=3, batches=(4,), fit_items=4)
+QUICK = Settings(
+    rounds=1,
+    batch=2,
+    new_tokens=3,
+    batches=(4,),
+    fit_items=4,
+    recording_models=(),
+    prompt_lengths=(40, 400),
+)
 """Enough to see that everything runs; the numbers say nothing."""
 
 
@@ -106,7 +115,7 @@ def show(case: Case, console: Console) -> None:
             *_cells(timing.ratio, 1, ".3f"),
             *_cells(timing.cpu_ratio, 1, ".3f"),
         )
-    console.print(table)
+    console.print(table if case.timings else case.name)
     for key, value in case.facts.items():
         shown = f"{value:.1e}" if isinstance(value, float) and 0 < value < 0.01 else value
         console.print(f"  {key}: {shown}", highlight=False, markup=False)

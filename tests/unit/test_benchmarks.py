@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from vlmend.errors import MissingExtraError
+from vlmend.testing import tiny_vlm
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -25,6 +29,12 @@ NO_DIFFERENCE = 1e-5
 def timing(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     return import_module("timing")
+
+
+@pytest.fixture
+def recording(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return import_module("recording")
 
 
 def clock_of(ticks: list[float]) -> Callable[[], float]:
@@ -70,10 +80,28 @@ def test_a_quick_run_measures_all_and_finds_equal_results(tmp_path: Path) -> Non
     record = json.loads(out.read_text())
     assert record["model"]["name"] == "random-tiny"
     assert record["machine"]["threads"] == 1
-    names = ["a. recording", "b. exit sweep, encoder and projector", "b. exit sweep, one token"]
-    assert [case["name"] for case in record["cases"]] == [*names, "c. answering", "d. batches"]
-    recording, sides, whole, answering, batches = (case["facts"] for case in record["cases"])
-    assert recording["largest_relative_difference"] < NO_DIFFERENCE
+    names = [
+        *(f"a. {what}, random-tiny" for what in ("recording", "peak memory by prompt length")),
+        "a. capture to disk, random-tiny",
+        "b. exit sweep, encoder and projector",
+        "b. exit sweep, one token",
+        "c. answering",
+        "d. batches",
+    ]
+    assert [case["name"] for case in record["cases"]] == names
+    recording, memory, disk, sides, whole, answering, batches = (
+        case["facts"] for case in record["cases"]
+    )
+    assert recording["largest_relative_difference, output_hidden_states"] < NO_DIFFERENCE
+    if "pip install 'vlmend[bench]'" not in recording["nnsight"]:
+        assert recording["largest_relative_difference, nnsight VisionLanguageModel"] < NO_DIFFERENCE
+    kept = recording["kept_bytes, record_layers, prompt_last"]
+    assert kept == 2 * record["model"]["decoder_layers"] * record["model"]["width"] * 4
+    ours = [v for k, v in memory.items() if k.startswith("added_bytes, record_layers")]
+    hidden = [v for k, v in memory.items() if k.startswith("added_bytes, output_hidden_states")]
+    assert 0 < ours[0] == ours[1] <= kept / 2
+    assert hidden[1] > 4 * hidden[0] > 4 * ours[0]
+    assert (disk["ran, new folder"], disk["ran, all there"]) == (4, 0)
     assert sides["largest_relative_difference"] < NO_DIFFERENCE
     assert whole["equal_answers"] == whole["answers"] == 2 * 5
     for facts in (sides, whole):
@@ -83,7 +111,10 @@ def test_a_quick_run_measures_all_and_finds_equal_results(tmp_path: Path) -> Non
     assert answering["layers"] == [2, 3]
     assert answering["new_tokens, plain"] == record["settings"]["new_tokens"]
     assert batches["equal_answers, batches of 4"] == batches["prompts"] == 4
+    assert memory["measured"] in done.stdout
     for case in record["cases"]:
+        if not case["timings"]:
+            continue
         first, *others = case["timings"]
         assert first["ratio"] == {"median": 1.0, "low": 1.0, "high": 1.0}
         assert others
@@ -98,3 +129,52 @@ def test_settings_out_of_range_are_refused(
     with pytest.raises(SystemExit, match="2"):
         import_module("run").parse_arguments(["--rounds", "0"])
     assert "--rounds 0 is not possible: at least 1" in capsys.readouterr().err
+
+
+def test_peak_memory_is_counted_by_hand(recording: Any) -> None:
+    vlm = tiny_vlm("llava")
+    weight = next(vlm.model.parameters())
+
+    def kept() -> Any:
+        return [torch.zeros(100) for _ in range(3)]
+
+    def one_after_the_other() -> None:
+        for _ in range(3):
+            torch.zeros(100)
+
+    def column_of_a_larger_one() -> torch.Tensor:
+        return torch.zeros(10, 100)[:, 0]
+
+    def copy_of_a_column() -> torch.Tensor:
+        torch.zeros(10, 100)[:, 0].clone()
+        return torch.zeros(5)
+
+    assert recording.measure_peak(vlm, kept) == 1200
+    assert recording.measure_peak(vlm, one_after_the_other) == 400
+    assert recording.measure_peak(vlm, column_of_a_larger_one) == 4000
+    assert recording.measure_peak(vlm, copy_of_a_column) == 4040
+    assert recording.measure_peak(vlm, lambda: weight.detach().reshape(-1)) == 0
+    large = torch.zeros(10, 100)
+    assert recording._sum_bytes([large[0], large[1], torch.zeros(5)]) == 4020
+
+
+def test_without_nnsight_the_table_says_how_to_install_it(
+    recording: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    comparison, subjects = import_module("comparison"), import_module("subjects")
+
+    def missing(module: str, *, extra: str) -> Any:
+        raise MissingExtraError(f"no {module}: pip install 'vlmend[{extra}]'")
+
+    monkeypatch.setattr(recording, "require", missing)
+    settings = comparison.Settings(rounds=1, batch=1)
+    monkeypatch.setattr(recording, "_rounds", lambda _call: 1)
+    case = recording._compare_times(subjects.build_subject("tiny"), settings)
+    assert case.facts["nnsight"] == "no nnsight: pip install 'vlmend[bench]'"
+    assert [timing.variant for timing in case.timings] == [
+        "forward",
+        "record_layers, prompt_last",
+        "output_hidden_states",
+        "the model called by itself",
+    ]

@@ -8,7 +8,6 @@ image or setting is never mistaken for an old one.
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +16,9 @@ from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
 
-import torch
-
 from vlmend.errors import ConfigError, DataError, ModelError, RunError
 from vlmend.evals.arms import Arm
+from vlmend.evals.batches import free_memory, is_out_of_memory
 from vlmend.hooks.exits import VisionReplay
 from vlmend.images import image_sha256, open_image
 from vlmend.models.vlm import GenerationSettings, Vlm
@@ -252,7 +250,7 @@ class Evaluation:
             return len(batch)
         # Not inside the handler: the error's traceback holds on to the tensors of the batch.
         self.batch_size = len(batch) // 2
-        _free_memory()
+        free_memory()
         return 0
 
     def _answer_exits(
@@ -352,23 +350,3 @@ def _take_batch(samples: Sequence[Sample], size: int) -> list[Sample]:
 def _first_batch_size(vlm: Vlm) -> int:
     parameters = sum(parameter.numel() for parameter in vlm.model.parameters())
     return 64 if parameters < LARGE_MODEL else 8
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on whatever device."""
-    # Only PyTorch's own GPU allocator has a type for it.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        words in str(error)
-        for words in (
-            "can't allocate memory",
-            "not enough memory",
-            "out of memory",
-            "CUBLAS_STATUS_ALLOC_FAILED",
-        )
-    )
-
-
-def _free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -17,11 +17,11 @@ from PIL import Image
 import vlmend.evals.run as evaluation
 from vlmend.errors import ConfigError, DataError, RunError
 from vlmend.evals.arms import BASE, Arm
+from vlmend.evals.batches import is_out_of_memory
 from vlmend.evals.run import (
     EvalSettings,
     check_images,
     describe_prompt,
-    is_out_of_memory,
     response_ids,
 )
 from vlmend.hooks.exits import VisionReplay, exit_vision_at
