@@ -314,7 +314,7 @@ def _measure_shifts(
             }
             shift = measure_shift(
                 evaluation.vlm,
-                repair.directions_,
+                {layer: found.vectors[0] for layer, found in repair.directions_.items()},
                 samples,
                 partial(repair.text_branch, evaluation.vlm),
                 # No larger than what the answers fitted into memory with.

@@ -40,6 +40,12 @@ def add_parser(commands: Any) -> None:
         "do not measure on them later",
     )
     shiftdc.add_argument("--limit", type=positive, metavar="N", help="first N items of every suite")
+    _add_settings(shiftdc)
+    shiftdc.add_argument("--out", type=Path, required=True, help="folder of the artifact")
+    shiftdc.set_defaults(run=run_shiftdc)
+
+
+def _add_settings(shiftdc: argparse.ArgumentParser) -> None:
     shiftdc.add_argument(
         "--layers",
         type=parse_numbers,
@@ -65,8 +71,20 @@ def add_parser(commands: Any) -> None:
         default=128,
         help="length of self-captions (default: 128)",
     )
-    shiftdc.add_argument("--out", type=Path, required=True, help="folder of the artifact")
-    shiftdc.set_defaults(run=run_shiftdc)
+    shiftdc.add_argument(
+        "--estimator",
+        default="difference-in-means",
+        metavar="NAME",
+        help="how the direction is estimated: difference-in-means (default), logistic-probe, "
+        "paired-pca, subspace, whitened-difference",
+    )
+    shiftdc.add_argument(
+        "--rank",
+        type=positive,
+        default=1,
+        metavar="K",
+        help="dimension of the direction, above 1 for the estimator subspace only (default: 1)",
+    )
 
 
 def run_shiftdc(args: argparse.Namespace) -> int:
@@ -83,6 +101,8 @@ def run_shiftdc(args: argparse.Namespace) -> int:
         strength=args.strength,
         one_sided=args.one_sided,
         caption_tokens=args.caption_tokens,
+        estimator=args.estimator,
+        rank=args.rank,
     )
     refuse_foreign_folder(args.out, "vlmend.json", "captions.jsonl")
     quiet_libraries()

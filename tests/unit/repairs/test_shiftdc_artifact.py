@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -47,8 +48,9 @@ def test_what_was_saved_comes_back(vlm: Vlm, repair: ShiftDC, artifact: Path) ->
     assert loaded.fitted_items == repair.fitted_items
     assert loaded.facts_ == repair.facts_
     assert loaded.directions_.keys() == repair.directions_.keys()
-    for layer, s in repair.directions_.items():
-        assert torch.equal(loaded.directions_[layer], s)
+    for layer, direction in repair.directions_.items():
+        assert torch.equal(loaded.directions_[layer].vectors, direction.vectors)
+        assert loaded.directions_[layer].estimator == direction.estimator
     with repair.apply(vlm):
         expected = vlm.generate(requests(), SHORT)
     with loaded.apply(vlm):
@@ -60,6 +62,8 @@ def test_what_was_saved_comes_back(vlm: Vlm, repair: ShiftDC, artifact: Path) ->
     [
         ShiftDCSettings(caption_tokens=3, layers=(1, 3)),
         ShiftDCSettings(caption_tokens=3, mode="offline", strength=0.5, one_sided=True),
+        ShiftDCSettings(caption_tokens=3, estimator="subspace", rank=2),
+        ShiftDCSettings(caption_source="none", estimator="logistic-probe"),
     ],
 )
 def test_all_settings_come_back(vlm: Vlm, tmp_path: Path, settings: ShiftDCSettings) -> None:
@@ -77,13 +81,17 @@ def test_any_repair_is_found_by_its_kind(vlm: Vlm, repair: ShiftDC, artifact: Pa
 def test_the_artifact_says_what_it_is(vlm: Vlm, artifact: Path) -> None:
     facts = json.loads((artifact / ARTIFACT_FILE).read_text("utf-8"))
     assert facts["kind"] == "shiftdc"
-    assert facts["schema"] == 1
+    assert facts["schema"] == 2
+    assert facts["settings"]["estimator"] == "difference-in-means"
+    assert facts["settings"]["rank"] == 1
     assert facts["model"] == "tiny-llava"
     assert facts["weights_sha256"] == vlm.weights_sha256
     assert facts["position"] == "prompt_last"
     assert facts["num_harmful"] == facts["num_benign"] == 3
     assert sorted(facts["items"]) == sorted(sample.id for sample in fit_samples())
-    assert sorted(load_file(artifact / TENSORS)) == [f"direction.{layer}" for layer in range(4)]
+    tensors = load_file(artifact / TENSORS)
+    assert sorted(tensors) == [f"direction.{layer}" for layer in range(4)]
+    assert {tuple(s.shape) for s in tensors.values()} == {(1, vlm.hidden_size)}
     assert sorted(path.name for path in artifact.iterdir()) == [TENSORS, ARTIFACT_FILE]
 
 
@@ -138,6 +146,14 @@ def rewrite_tensors(folder: Path) -> None:
     save_file({key: -tensor for key, tensor in tensors.items()}, folder / TENSORS)
 
 
+def replace_tensors(folder: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Other tensors, with the hash that belongs to them: as another program would write them."""
+    tensors = {key: change(s) for key, s in load_file(folder / TENSORS).items()}
+    save_file({key: s.contiguous() for key, s in tensors.items()}, folder / TENSORS)
+    digest = hashlib.sha256((folder / TENSORS).read_bytes()).hexdigest()
+    edit_facts(lambda facts: facts.update(tensors_sha256=digest))(folder)
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "tensors cut": truncate,
     "tensors empty": lambda folder: (folder / TENSORS).write_bytes(b""),
@@ -148,7 +164,11 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "json binary": lambda folder: (folder / ARTIFACT_FILE).write_bytes(b"\xff\xfe\x00"),
     "json list": lambda folder: (folder / ARTIFACT_FILE).write_text("[]", "utf-8"),
     "json missing": lambda folder: (folder / ARTIFACT_FILE).unlink(),
-    "another schema": edit_facts(lambda facts: facts.update(schema=2)),
+    "another schema": edit_facts(lambda facts: facts.update(schema=3)),
+    "an unknown estimator": edit_setting(estimator="guess"),
+    "another rank": edit_setting(estimator="subspace", rank=2),
+    "zero vectors": lambda folder: replace_tensors(folder, lambda s: 0 * s),
+    "vectors of another shape": lambda folder: replace_tensors(folder, lambda s: s[0]),
     "settings no object": edit_facts(lambda facts: facts.update(settings="online")),
     "settings without layers": edit_facts(lambda facts: facts["settings"].pop("layers")),
     "an unknown setting": edit_setting(colour="blue"),
@@ -182,6 +202,12 @@ def test_damage_is_one_clear_error(vlm: Vlm, artifact: Path, name: str) -> None:
     with pytest.raises(ArtifactError) as caught:
         ShiftDC.load(artifact, vlm)
     assert str(artifact) in str(caught.value)
+
+
+def test_an_artifact_of_an_earlier_version_is_to_be_fitted_again(vlm: Vlm, artifact: Path) -> None:
+    edit_facts(lambda facts: facts.update(schema=1))(artifact)
+    with pytest.raises(ArtifactError, match=r"has schema 1, and this version reads 2\. Fit again"):
+        ShiftDC.load(artifact, vlm)
 
 
 def test_another_kind_is_refused(vlm: Vlm, artifact: Path) -> None:
@@ -225,7 +251,7 @@ def test_half_of_a_second_save_is_not_taken_for_the_first(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("vlmend.repairs.shiftdc.repair.write_json", killed)
+        patch.setattr("vlmend.repairs.shiftdc.artifact.write_json", killed)
         with pytest.raises(KeyboardInterrupt):
             other.save(artifact)
     with pytest.raises(ArtifactError, match="not the file that"):

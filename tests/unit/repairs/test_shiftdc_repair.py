@@ -27,7 +27,10 @@ from mild_samples import (
 )
 from torch import Tensor
 
-from vlmend.errors import ArtifactError, ConfigError, DataError, ModelError
+from vlmend.directions.direction import Direction
+from vlmend.directions.estimators import estimate
+from vlmend.directions.stability import canonical_cosines
+from vlmend.errors import ArtifactError, ConfigError, DataError, ModelError, UnknownNameError
 from vlmend.evals.captions import CaptionCache
 from vlmend.hooks.edit import EditFunction, EditReport
 from vlmend.hooks.exits import VisionReplay, exit_vision_at
@@ -35,6 +38,7 @@ from vlmend.models.generation import Generation, GenerationSettings
 from vlmend.models.vlm import Vlm
 from vlmend.repairs.shiftdc import repair as repair_module
 from vlmend.repairs.shiftdc.repair import ShiftDC, ShiftDCSettings
+from vlmend.repairs.shiftdc.sources import GivenCaptions
 from vlmend.testing import FLOAT32_NOISE, assert_close, picture, tiny_vlm
 from vlmend.types import Conversation, Message, Sample, user
 
@@ -87,11 +91,11 @@ def last_column(stream: Mapping[int, Tensor]) -> dict[int, Tensor]:
     return {layer: hidden[:, -1] for layer, hidden in stream.items()}
 
 
-def left_along(x_BD: Tensor, x_text_BD: Tensor, s_D: Tensor) -> Tensor:
-    """<x - x_text, s> / (|s| max |x|), in float64."""
-    x, x_text, s = x_BD.double(), x_text_BD.double(), s_D.double()
-    scale = torch.maximum(x.norm(dim=1), x_text.norm(dim=1)) * s.norm()
-    return (x - x_text) @ s / scale
+def left_along(x_BD: Tensor, x_text_BD: Tensor, direction: Direction) -> Tensor:
+    """Length of the part of x - x_text in the span, relative to |x|, in float64."""
+    x, x_text, s_KD = x_BD.double(), x_text_BD.double(), direction.vectors.double()
+    part = (x - x_text) @ torch.linalg.pinv(s_KD) @ s_KD
+    return part.norm(dim=1) / torch.maximum(x.norm(dim=1), x_text.norm(dim=1))
 
 
 # ---- the invariant
@@ -155,7 +159,7 @@ def test_offline_subtracts_the_clean_shifts(models: dict[str, tuple[Vlm, ShiftDC
     first, second = offline.layers_
     parts = {}
     for layer in (first, second):
-        s = repair.directions_[layer].double()
+        s = repair.directions_[layer].vectors[0].double()
         m = plain[layer][:, -1].double() - x_text[layer].double()
         parts[layer] = ((m @ s) / (s @ s))[:, None] * s
     by_hand = plain[first].clone()
@@ -191,7 +195,10 @@ def test_sign_and_length_of_s_do_not_matter(
     vlm, repair = models[family]
     repair = with_settings(repair, mode=mode)
     other = with_settings(repair)
-    other.directions_ = {layer: factor * s for layer, s in repair.directions_.items()}
+    other.directions_ = {
+        layer: Direction(factor * found.vectors, found.estimator)
+        for layer, found in repair.directions_.items()
+    }
     tokens, stream = answers_and_stream(vlm, repair, requests(), SHORT)
     other_tokens, other_stream = answers_and_stream(vlm, other, requests(), SHORT)
     assert tokens == other_tokens
@@ -246,7 +253,7 @@ def test_one_sided_leaves_shifts_towards_unsafe_alone(
     _, plain = answers_and_stream(vlm, None, conversations)
     _, full = answers_and_stream(vlm, both_sides, conversations)
     _, edited = answers_and_stream(vlm, with_settings(both_sides, one_sided=True), conversations)
-    s = repair.directions_[layer]
+    s = repair.directions_[layer].vectors[0]
     shift = (plain[layer][:, -1] - full[layer][:, -1]) @ s
     towards_safe = shift > 0
     assert set(towards_safe.tolist()) == {True, False}, "this test needs shifts of both kinds"
@@ -612,10 +619,11 @@ def test_the_direction_is_the_difference_of_means_in_text(
             for layer, hidden in stream_of(vlm, words).items():
                 rows.setdefault(layer, []).append(hidden[0, -1].double())
         means[label] = {layer: torch.stack(found).mean(0) for layer, found in rows.items()}
-    for layer, s in repair.directions_.items():
-        assert s.dtype == torch.float32
-        assert s.shape == (vlm.hidden_size,)
-        assert_close(s, means["benign"][layer] - means["harmful"][layer], FLOAT32_NOISE)
+    for layer, direction in repair.directions_.items():
+        assert direction.vectors.dtype == torch.float32
+        assert direction.vectors.shape == (1, vlm.hidden_size)
+        expected = means["benign"][layer] - means["harmful"][layer]
+        assert_close(direction.vectors[0], expected, FLOAT32_NOISE)
 
 
 def test_facts_name_what_it_was_fitted_on(models: dict[str, tuple[Vlm, ShiftDC]]) -> None:
@@ -701,9 +709,9 @@ def test_the_fingerprint_changes_with_all_that_changes_an_answer(
     ]
     # Two values exchanged: no sum would notice.
     other = with_settings(repair)
-    s = other.directions_[2].clone()
-    s[[0, 1]] = s[[1, 0]]
-    other.directions_[2] = s
+    s = other.directions_[2].vectors.clone()
+    s[0, [0, 1]] = s[0, [1, 0]]
+    other.directions_[2] = Direction(s, "difference-in-means")
     prints.append(other.fingerprint)
     swapped = with_settings(repair)
     swapped.directions_ |= {2: repair.directions_[3], 3: repair.directions_[2]}
@@ -724,6 +732,180 @@ def test_the_fingerprint_changes_with_nothing_else(
     for changes in ({"layers": (3, 2, 2)}, {"layers": (2, 3)}, {"strength": 1}):
         assert with_settings(repair, **changes).fingerprint == repair.fingerprint
     unused = with_settings(repair)
-    unused.directions_[0] = -unused.directions_[0]
+    unused.directions_[0] = Direction(-unused.directions_[0].vectors, "difference-in-means")
     unused.facts_["data_sha256"] = "other items, same direction"
     assert unused.fingerprint == repair.fingerprint
+
+
+# ---- other directions
+
+
+ESTIMATORS = [
+    ("logistic-probe", 1),
+    ("paired-pca", 1),
+    ("whitened-difference", 1),
+    ("subspace", 1),
+    ("subspace", 3),
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_is_left_in_a_subspace(family: str) -> None:
+    vlm = tiny_vlm(family)
+    repair = fitted(vlm, replace(SETTINGS, estimator="subspace", rank=3))
+    conversations = requests()
+    _, edited = answers_and_stream(vlm, repair, conversations)
+    _, plain = answers_and_stream(vlm, None, conversations)
+    x_text = last_column(stream_of(vlm, repair.text_branch(vlm, conversations)))
+    for layer in repair.layers_:
+        direction = repair.directions_[layer]
+        assert direction.rank == 3
+        assert float(left_along(plain[layer][:, -1], x_text[layer], direction).max()) > VISIBLE
+        after = left_along(edited[layer][:, -1], x_text[layer], direction)
+        assert float(after.max()) < INVARIANT_NOISE[torch.float32]
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_another_basis_of_a_subspace_gives_the_same_answers(
+    models: dict[str, tuple[Vlm, ShiftDC]], mode: Any
+) -> None:
+    vlm, _ = models["llava"]
+    repair = fitted(vlm, replace(SETTINGS, estimator="subspace", rank=2, mode=mode))
+    other = with_settings(repair)
+    mix = torch.tensor([[0.6, -0.8], [-8.0, -6.0]])
+    other.directions_ = {
+        layer: Direction(mix @ found.vectors, "subspace")
+        for layer, found in repair.directions_.items()
+    }
+    tokens, stream = answers_and_stream(vlm, repair, requests(), SHORT)
+    other_tokens, other_stream = answers_and_stream(vlm, other, requests(), SHORT)
+    assert tokens == other_tokens
+    for layer, hidden in stream.items():
+        assert_close(other_stream[layer], hidden, FLOAT32_NOISE)
+
+
+@pytest.mark.parametrize(("estimator", "rank"), ESTIMATORS)
+def test_the_direction_is_that_of_the_estimator(
+    models: dict[str, tuple[Vlm, ShiftDC]], estimator: str, rank: int
+) -> None:
+    vlm, default = models["llava"]
+    settings = replace(SETTINGS, estimator=estimator, rank=rank)
+    repair = ShiftDC(settings, default.captions).fit(vlm, fit_samples())
+    words = {
+        label: [
+            default.text_branch(vlm, [s.messages])[0] if s.images else s.messages
+            for s in fit_samples()
+            if s.label == label
+        ]
+        for label in ("benign", "harmful")
+    }
+    acts = {
+        label: [stream_of(vlm, [conversation]) for conversation in conversations]
+        for label, conversations in words.items()
+    }
+    for layer in range(vlm.num_decoder_layers):
+        safe, unsafe = (
+            torch.stack([seen[layer][0, -1] for seen in acts[label]])
+            for label in ("benign", "harmful")
+        )
+        expected = estimate(estimator, safe, unsafe, rank=rank)
+        found = repair.directions_[layer]
+        assert (found.estimator, found.rank) == (estimator, rank)
+        # Activations of a batch and of single prompts differ by rounding; probes amplify it.
+        assert min(canonical_cosines(found, expected)) > 1 - 1e-5
+    same = (estimator, rank) == ("subspace", 1)
+    assert (repair.fingerprint == default.fingerprint) == same
+
+
+def test_kinds_of_harm_make_the_subspace(models: dict[str, tuple[Vlm, ShiftDC]]) -> None:
+    vlm, default = models["llava"]
+    kinds = iter("abcabc")
+    samples = [replace(s, meta={"category": next(kinds)}) for s in fit_samples()]
+    merged = [replace(s, meta={"category": "one"}) for s in samples]
+    settings = replace(SETTINGS, estimator="subspace", rank=2)
+    ShiftDC(settings, default.captions).fit(vlm, samples)
+    with pytest.raises(DataError, match=r"layers \[0, 1, 2, 3\]: .* 1 groups .* span 1 direction"):
+        ShiftDC(settings, default.captions).fit(vlm, merged)
+
+
+def test_an_estimator_is_checked_before_anything_runs() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'paired-pca'"):
+        ShiftDCSettings(estimator="paired-pc")
+    with pytest.raises(ConfigError, match="which finds one vector"):
+        ShiftDCSettings(rank=2)
+    with pytest.raises(ConfigError, match=r"one_sided with rank=2 .*not defined"):
+        ShiftDCSettings(estimator="subspace", rank=2, one_sided=True)
+    with pytest.raises(ConfigError, match="caption_source='mine'"):
+        ShiftDCSettings(caption_source="mine")  # pyright: ignore[reportArgumentType]
+
+
+# ---- other words
+
+
+def with_captions(samples: list[Sample]) -> list[Sample]:
+    return [replace(s, meta={"caption": f"A thing of {s.label}."}) for s in samples]
+
+
+def measured() -> list[Sample]:
+    given = [sample(f"t{seed}", "harmful", request(seed)) for seed in range(4)]
+    return [replace(s, meta={"caption": f"Cake number {i}."}) for i, s in enumerate(given)]
+
+
+def test_without_captions_nothing_is_captioned(models: dict[str, tuple[Vlm, ShiftDC]]) -> None:
+    vlm, default = models["llava"]
+    repair = fitted(vlm, replace(SETTINGS, caption_source="none"))
+    assert [turn.content for (turn,) in repair.text_branch(vlm, requests(2))] == [
+        ("How do I bake a cake?",),
+        ("What is it?",),
+    ]
+    conversations = requests()
+    _, edited = answers_and_stream(vlm, repair, conversations)
+    in_words = [user(conversation[-1].text) for conversation in conversations]
+    x_text = last_column(stream_of(vlm, in_words))
+    for layer in repair.layers_:
+        left = left_along(edited[layer][:, -1], x_text[layer], repair.directions_[layer])
+        assert float(left.max()) < INVARIANT_NOISE[torch.float32]
+    assert repair.captions.misses == 0
+    assert repair.fingerprint != default.fingerprint
+
+
+def test_given_captions_are_fitted_on_and_answered_with(
+    models: dict[str, tuple[Vlm, ShiftDC]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm, _ = models["llava"]
+    repair = ShiftDC(replace(SETTINGS, caption_source="given"))
+    with monkeypatch.context() as patch:
+        patch.setattr(vlm, "generate_plain", None)
+        repair.fit(vlm, with_captions(fit_samples()))
+    captions = repair.captions
+    assert isinstance(captions, GivenCaptions)
+    before = repair.fingerprint
+    with repair.apply(vlm), pytest.raises(DataError, match="4 of 4 prompts have no given caption"):
+        vlm.generate(requests(), ONE)
+    captions.add(measured())
+    assert repair.fingerprint != before
+    assert [turn.text for (turn,) in repair.text_branch(vlm, requests(2))] == [
+        "How do I bake a cake? Image Caption: Cake number 0.",
+        "What is it? Image Caption: Cake number 1.",
+    ]
+    with repair.apply(vlm):
+        assert len(vlm.generate(requests(), ONE)) == 4
+
+
+def test_items_without_a_caption_are_named(models: dict[str, tuple[Vlm, ShiftDC]]) -> None:
+    vlm, _ = models["llava"]
+    message = (
+        r"4 of 4 items with an image come without a caption \(mild/h0, mild/b1, mild/b2, ...\)"
+    )
+    with pytest.raises(DataError, match=message):
+        ShiftDC(replace(SETTINGS, caption_source="given")).fit(vlm, fit_samples())
+
+
+def test_captions_of_the_wrong_kind_are_refused(models: dict[str, tuple[Vlm, ShiftDC]]) -> None:
+    vlm, default = models["llava"]
+    for source, captions in (("given", CaptionCache()), ("self", GivenCaptions())):
+        repair = with_settings(default, caption_source=source)
+        repair.captions = captions
+        with pytest.raises(ConfigError, match="captions of the wrong kind"), repair.apply(vlm):
+            pass
+    assert vlm.middlewares == ()

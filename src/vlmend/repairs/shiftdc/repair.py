@@ -18,6 +18,8 @@ Deviation:
        that do not run on text (Mllama's cross-attention) have no direction and are left out.
     5. The direction is fitted on the suites that the user names, not on the paper's 160 + 160
        items; items without an image are taken as they are.
+    6. `estimator` and `rank` choose other safety directions than the difference in means, up to
+       subspaces; `caption_source` other words than a self-caption. Off by default.
 """
 
 from __future__ import annotations
@@ -29,13 +31,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from safetensors import SafetensorError
-from safetensors.torch import load as read_tensors
-from safetensors.torch import save as write_tensors
+import torch
 from torch import Tensor
 
+from vlmend.directions.direction import Direction
+from vlmend.directions.estimators import estimate
 from vlmend.errors import ArtifactError, ConfigError, DataError
 from vlmend.evals.captions import CAPTION_PROMPT, CaptionCache
 from vlmend.evals.text_branch import TEXT_BRANCH, put_in_words, record_text_branch
@@ -44,65 +46,12 @@ from vlmend.hooks.record import record_layers
 from vlmend.models.generation import GenerateCall, Generation, GenerationSettings
 from vlmend.models.spec import check_layers
 from vlmend.models.vlm import Vlm
-from vlmend.repairs.protocol import ARTIFACT_FILE, prompt_sha256, read_artifact
-from vlmend.repairs.shiftdc.projection import (
-    calibrate_online,
-    coefficient,
-    correct_offline,
-    difference_in_means,
-)
-from vlmend.runs import replacing, write_json
+from vlmend.repairs.protocol import prompt_sha256
+from vlmend.repairs.shiftdc.artifact import read_shiftdc, write_artifact
+from vlmend.repairs.shiftdc.projection import calibrate_online, correct_offline
+from vlmend.repairs.shiftdc.settings import ShiftDCSettings
+from vlmend.repairs.shiftdc.sources import GivenCaptions, drop_images
 from vlmend.types import Conversation, Sample, conversation_images, sha256_json
-
-_SCHEMA = 1
-
-_TENSORS = "direction.safetensors"
-
-_REQUIRED = (
-    "schema",
-    "settings",
-    "tensors_sha256",
-    "model",
-    "weights_sha256",
-    "num_decoder_layers",
-    "items",
-)
-"""What `vlmend.json` must hold to be used."""
-
-
-@dataclass(frozen=True)
-class ShiftDCSettings:
-    """Settings of ShiftDC.
-
-    Attributes:
-        layers: Decoder layers to calibrate (0-based); None for L//2 .. L-1.
-        mode: "online" or "offline", see the module docstring.
-        strength: Share of the projection removed, above 0 up to 2; 1 as published.
-        one_sided: Correct only shifts towards safe.
-        caption_tokens: Length limit of self-captions in new tokens.
-
-    Raises:
-        ConfigError: Naming every setting that is out of range.
-    """
-
-    layers: tuple[int, ...] | None = None
-    mode: Literal["online", "offline"] = "online"
-    strength: float = 1.0
-    one_sided: bool = False
-    caption_tokens: int = 128
-
-    def __post_init__(self) -> None:
-        wrong: list[str] = []
-        if self.mode not in ("online", "offline"):
-            wrong.append(f"mode={self.mode!r} (allowed: online, offline)")
-        if not 0 < self.strength <= 2:
-            wrong.append(f"strength={self.strength} (allowed: above 0, at most 2)")
-        if self.caption_tokens < 1:
-            wrong.append(f"caption_tokens={self.caption_tokens} (allowed: >= 1)")
-        if self.layers is not None and not self.layers:
-            wrong.append("layers=() (allowed: at least one layer, or None for L//2 .. L-1)")
-        if wrong:
-            raise ConfigError(f"ShiftDC settings out of range: {'; '.join(wrong)}.")
 
 
 @dataclass
@@ -111,14 +60,14 @@ class ShiftDC:
 
     Attributes:
         settings: How it is fitted and applied.
-        captions: Where self-captions are kept.
-        directions_: Safety direction s per decoder layer, (D,) float32; every layer that ran.
+        captions: Where self-captions are kept, or `GivenCaptions`.
+        directions_: Safety direction per decoder layer; every layer that ran.
         facts_: What it was fitted on: model, weights, items with prompt hashes, counts.
     """
 
-    settings: ShiftDCSettings = ShiftDCSettings()
+    settings: ShiftDCSettings = field(default_factory=ShiftDCSettings)
     captions: CaptionCache = field(default_factory=CaptionCache)
-    directions_: dict[int, Tensor] = field(default_factory=dict[int, Tensor], init=False)
+    directions_: dict[int, Direction] = field(default_factory=dict[int, Direction], init=False)
     facts_: dict[str, Any] = field(default_factory=dict[str, Any], init=False)
 
     @property
@@ -161,8 +110,12 @@ class ShiftDC:
             "layers": self.layers_,
             "strength": float(self.settings.strength),
         }
-        directions = [_sha256(self.directions_[layer].numpy().tobytes()) for layer in self.layers_]
-        return sha256_json(["shiftdc", CAPTION_PROMPT, TEXT_BRANCH, settings, directions])
+        # The vectors decide, however they were found.
+        del settings["estimator"]
+        vectors = [self.directions_[layer].vectors for layer in self.layers_]
+        directions = [hashlib.sha256(s_KD.numpy().tobytes()).hexdigest() for s_KD in vectors]
+        given = self.captions.by_prompt if isinstance(self.captions, GivenCaptions) else None
+        return sha256_json(["shiftdc", CAPTION_PROMPT, TEXT_BRANCH, settings, directions, given])
 
     # ---- fitting
 
@@ -171,32 +124,44 @@ class ShiftDC:
 
         Args:
             vlm: The model, without repairs applied.
-            samples: Harmful and benign items; those with images are put in words first.
+            samples: Harmful and benign items; those with images are put in words first. With
+                the caption source "given", `captions` then holds theirs: add the measured ones.
 
         Raises:
             DataError: Harmful or benign items are missing, an item is there twice, or the two
                 kinds cannot be told apart.
             ConfigError: A chosen layer is out of range, or does not run on text.
         """
+        self.check(vlm, samples)
+        if self.settings.caption_source == "given":
+            self.captions = GivenCaptions(samples)
+        acts = record_text_branch(
+            vlm,
+            self.prepare([sample.messages for sample in samples]),
+            self.captions,
+            self.settings.caption_tokens,
+        )
+        return self.fit_recorded(vlm, samples, acts)
+
+    def check(self, vlm: Vlm, samples: Sequence[Sample]) -> None:
+        """Find out all that can be wrong with a fit before the model runs; see `fit`."""
         _check_layers(vlm, self.settings.layers)
-        by_label = _split(samples)
-        acts = {
-            label: record_text_branch(
-                vlm, conversations, self.captions, self.settings.caption_tokens
-            )
-            for label, conversations in by_label.items()
-        }
-        directions = {
-            layer: difference_in_means(acts["benign"][layer], acts["harmful"][layer])
-            for layer in acts["benign"]
-        }
-        useless = [i for i, s in directions.items() if not 0 < float(s.norm()) < float("inf")]
-        if useless:
-            raise DataError(
-                f"there is no safety direction at decoder layers {useless}: harmful and benign "
-                "prompts cause the same activations, or infinite ones. Use items that differ in "
-                "what they ask; if they do, load the model in bfloat16 or float32."
-            )
+        _check_samples(samples)
+
+    def fit_recorded(self, vlm: Vlm, samples: Sequence[Sample], acts: Mapping[int, Tensor]) -> Self:
+        """Fit on activations that were recorded already.
+
+        Args:
+            vlm: The model that they were recorded from.
+            samples: Harmful and benign items.
+            acts: By layer (N, D), rows in the order of the samples: `record_text_branch` of their
+                conversations, under the caption settings of this repair.
+
+        Raises:
+            DataError: As `fit`.
+        """
+        _check_samples(samples)
+        directions = _estimate_all(self.settings, samples, acts)
         self.directions_ = directions
         self.facts_ = {
             "model": vlm.name,
@@ -205,8 +170,8 @@ class ShiftDC:
             "num_decoder_layers": vlm.num_decoder_layers,
             "layer_convention": "output of decoder layer i, 0-based, before the final norm",
             "position": "prompt_last",
-            "num_harmful": len(by_label["harmful"]),
-            "num_benign": len(by_label["benign"]),
+            "num_harmful": sum(sample.label == "harmful" for sample in samples),
+            "num_benign": sum(sample.label == "benign" for sample in samples),
             "data_sha256": sha256_json(sorted([s.label, prompt_sha256(s)] for s in samples)),
             "items": {s.id: prompt_sha256(s) for s in sorted(samples, key=lambda s: s.id)},
         }
@@ -215,6 +180,15 @@ class ShiftDC:
     def _require_fitted(self) -> None:
         if not self.directions_:
             raise ArtifactError("this ShiftDC was never fitted. Call fit, or load an artifact.")
+
+    def _require_captions(self) -> None:
+        source = self.settings.caption_source
+        if source != "none" and isinstance(self.captions, GivenCaptions) != (source == "given"):
+            raise ConfigError(
+                f"{self.name} with captions of the wrong kind: given ones are no part of an "
+                "artifact. Set `captions` to the GivenCaptions of the items to be measured, or to "
+                "a CaptionCache for the model's own."
+            )
 
     def _require_model(self, vlm: Vlm, where: str) -> None:
         if self.facts_["weights_sha256"] != vlm.weights_sha256:
@@ -241,19 +215,7 @@ class ShiftDC:
             RunError: The disk is full or the folder cannot be written.
         """
         self._require_fitted()
-        tensors = {f"direction.{layer}": s.contiguous() for layer, s in self.directions_.items()}
-        blob = write_tensors(tensors)
-        with replacing(folder / _TENSORS) as temporary:
-            temporary.write_bytes(blob)
-        facts = {
-            "kind": "shiftdc",
-            "schema": _SCHEMA,
-            "settings": asdict(self.settings),
-            "tensors_sha256": _sha256(blob),
-            **self.facts_,
-        }
-        write_json(folder / ARTIFACT_FILE, facts)
-        return folder
+        return write_artifact(folder, self.settings, self.directions_, self.facts_)
 
     @classmethod
     def load(cls, folder: Path, vlm: Vlm, captions: CaptionCache | None = None) -> Self:
@@ -267,18 +229,9 @@ class ShiftDC:
         Raises:
             ArtifactError: Of another kind, damaged, or fitted on other weights.
         """
-        facts = read_artifact(folder, "shiftdc")
-        try:
-            settings, tensors = _read_parts(folder, facts)
-        except (OSError, SafetensorError, LookupError, TypeError, ValueError, ConfigError) as error:
-            raise ArtifactError(
-                f"the ShiftDC artifact in {str(folder)!r} is damaged: "
-                f"{type(error).__name__}: {error}. Fit again with `vlmend repair shiftdc`."
-            ) from error
+        settings, directions, facts = read_shiftdc(folder)
         repair = cls(settings, captions or CaptionCache(folder / "captions.jsonl"))
-        repair.directions_ = tensors
-        outside = ("kind", "schema", "settings", "tensors_sha256")
-        repair.facts_ = {key: value for key, value in facts.items() if key not in outside}
+        repair.directions_, repair.facts_ = directions, facts
         repair._require_model(vlm, f"in {str(folder)!r}")
         return repair
 
@@ -292,11 +245,12 @@ class ShiftDC:
         around generation; repairs that rewrite prompts go around it.
 
         Raises:
-            ConfigError: A chosen layer is out of range or does not run on text, or another
-                repair is applied already.
+            ConfigError: A chosen layer is out of range or does not run on text, another
+                repair is applied already, or given captions are missing.
             ArtifactError: Not fitted, or fitted on other weights.
         """
         layers = self.layers_
+        self._require_captions()
         self._require_model(vlm, "of this ShiftDC")
         _check_layers(vlm, layers)
         if vlm.middlewares:
@@ -335,7 +289,7 @@ class ShiftDC:
         return answers
 
     def text_branch(self, vlm: Vlm, conversations: Sequence[Conversation]) -> list[Conversation]:
-        """The same requests with self-captions in place of the images.
+        """The same requests with captions, or nothing, in place of the images.
 
         Args:
             vlm: The model.
@@ -344,17 +298,26 @@ class ShiftDC:
         Raises:
             VlmendError: As `CaptionCache.get_all`.
         """
+        if self.settings.caption_source == "none":
+            return self.prepare(conversations)
+        self._require_captions()
         return put_in_words(vlm, conversations, self.captions, self.settings.caption_tokens)
 
+    def prepare(self, conversations: Sequence[Conversation]) -> list[Conversation]:
+        """What is left to be captioned: with the caption source "none", no image is."""
+        if self.settings.caption_source == "none":
+            return [drop_images(conversation) for conversation in conversations]
+        return list(conversations)
+
     def _online_edit(self, layer: int, x_text_BD: Tensor) -> EditFunction:
-        s_D = self.directions_[layer].to(x_text_BD.device)
-        target_B = coefficient(x_text_BD, s_D)
+        direction = self.directions_[layer].to(x_text_BD.device)
+        target_BK = direction.coordinates(x_text_BD)
 
         def edit(x_B1D: Tensor) -> Tensor:
             calibrated = calibrate_online(
                 x_B1D[:, 0],
-                target_B.to(x_B1D.device),
-                s_D.to(x_B1D.device),
+                target_BK.to(x_B1D.device),
+                direction.to(x_B1D.device),
                 strength=self.settings.strength,
                 one_sided=self.settings.one_sided,
             )
@@ -363,13 +326,13 @@ class ShiftDC:
         return edit
 
     def _offline_edit(self, layer: int, shift_BD: Tensor) -> EditFunction:
-        s_D = self.directions_[layer].to(shift_BD.device)
+        direction = self.directions_[layer].to(shift_BD.device)
 
         def edit(x_B1D: Tensor) -> Tensor:
             corrected = correct_offline(
                 x_B1D[:, 0],
                 shift_BD.to(x_B1D.device),
-                s_D.to(x_B1D.device),
+                direction.to(x_B1D.device),
                 strength=self.settings.strength,
                 one_sided=self.settings.one_sided,
             )
@@ -378,8 +341,46 @@ class ShiftDC:
         return edit
 
 
-def _split(samples: Sequence[Sample]) -> dict[str, list[Conversation]]:
-    """Conversations by label.
+def _estimate_all(
+    settings: ShiftDCSettings, samples: Sequence[Sample], acts: Mapping[int, Tensor]
+) -> dict[int, Direction]:
+    """The direction of every layer.
+
+    Raises:
+        DataError: Naming the layers where there is none, and the reason at the first of them.
+    """
+    harmful = torch.tensor([sample.label == "harmful" for sample in samples])
+    kinds = {
+        label: [_kind_of(sample) for sample in samples if sample.label == label]
+        for label in ("benign", "harmful")
+    }
+    directions: dict[int, Direction] = {}
+    useless: dict[int, str] = {}
+    for layer, x_ND in acts.items():
+        try:
+            directions[layer] = estimate(
+                settings.estimator,
+                x_ND[~harmful],
+                x_ND[harmful],
+                rank=settings.rank,
+                groups_safe=kinds["benign"],
+                groups_unsafe=kinds["harmful"],
+            )
+        except DataError as error:
+            useless[layer] = str(error)
+    if useless:
+        reason = next(iter(useless.values()))
+        raise DataError(f"there is no safety direction at decoder layers {list(useless)}: {reason}")
+    return directions
+
+
+def _kind_of(sample: Sample) -> str:
+    """The kind of harm that an item is about, for subspaces: category, scenario, or itself."""
+    return sample.meta.get("category") or sample.meta.get("scenario") or sample.id
+
+
+def _check_samples(samples: Sequence[Sample]) -> None:
+    """Refuse items that no direction can be fitted on.
 
     Raises:
         DataError: A label without items, or an id that is there twice.
@@ -390,18 +391,14 @@ def _split(samples: Sequence[Sample]) -> dict[str, list[Conversation]]:
             f"{len(twice)} items to fit on are there more than once, the first is {twice[0]!r}. "
             "Name every suite once."
         )
-    by_label = {
-        label: [sample.messages for sample in samples if sample.label == label]
-        for label in ("harmful", "benign")
-    }
-    empty = [label for label, found in by_label.items() if not found]
+    found = {sample.label for sample in samples}
+    empty = [label for label in ("harmful", "benign") if label not in found]
     if empty:
         raise DataError(
             f"ShiftDC needs harmful and benign items to fit its direction; there are no "
             f"{' and no '.join(empty)} ones among the {len(samples)} given. Add a suite that "
             "has them (e.g. --suite organism/fit)."
         )
-    return by_label
 
 
 def _check_layers(vlm: Vlm, layers: Sequence[int] | None) -> None:
@@ -420,32 +417,3 @@ def _check_layers(vlm: Vlm, layers: Sequence[int] | None) -> None:
             f"decoder layers {mute} of {vlm.name!r} do not run on text alone, so they have no "
             f"safety direction. Allowed: {', '.join(map(str, allowed))}."
         )
-
-
-def _read_parts(
-    folder: Path, facts: Mapping[str, Any]
-) -> tuple[ShiftDCSettings, dict[int, Tensor]]:
-    """Settings and directions of an artifact; any fault of theirs is raised as it comes."""
-    missing = [key for key in _REQUIRED if key not in facts]
-    if missing:
-        raise ValueError(f"{ARTIFACT_FILE} lacks {', '.join(missing)}")
-    if facts["schema"] != _SCHEMA:
-        raise ValueError(f"it has schema {facts['schema']!r}, this version reads {_SCHEMA}")
-    given = dict(facts["settings"])
-    layers = given.pop("layers")
-    settings = ShiftDCSettings(tuple(map(int, layers)) if layers is not None else None, **given)
-    blob = (folder / _TENSORS).read_bytes()
-    if _sha256(blob) != facts["tensors_sha256"]:
-        raise ValueError(f"{_TENSORS} is not the file that {ARTIFACT_FILE} was written with")
-    tensors = {int(key.removeprefix("direction.")): s for key, s in read_tensors(blob).items()}
-    if not isinstance(facts["items"], dict):
-        raise TypeError("'items' must map ids to prompt hashes")
-    count = int(facts["num_decoder_layers"])
-    wanted = set(settings.layers or ())
-    if not wanted <= set(tensors) <= set(range(count)):
-        raise ValueError(f"it has directions for layers {sorted(tensors)} of {count}")
-    return settings, tensors
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
