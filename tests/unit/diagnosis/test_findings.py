@@ -23,13 +23,14 @@ def diagnosis(side: int) -> dict[str, Any]:
         return middle, middle - 0.5 * scale, middle + 0.5 * scale
 
     home = 0.4
-    layer = {"gap": None, "unsafe_as_safe": {"text": rate(home, 0.3, 0.5)}}
+    layer: dict[str, Any] = {"gap": None, "unsafe_as_safe": {"text": rate(home, 0.3, 0.5)}}
+    layer["confusion"] = {"transfer": {"safe_as_safe": 7, "safe_as_unsafe": 2}}
     layer["unsafe_as_safe"]["transfer"] = rate(*around(home, 0.2))
     other = {"layer": 9, "gap": "did not run", "unsafe_as_safe": {}}
     asked = around(0.6, -0.2)
     return {
         "probes": {
-            "text_minus_vision_language": stat(*around(0, 0.1)),
+            "comparison": {"mean": {"layers": [3], "difference": stat(*around(0, 0.1))}},
             "by_layer": [{"layer": 3, **layer}, other],
         },
         "shift_mean": {"layer": 3, **stat(*around(0, 1.0))},
@@ -90,7 +91,7 @@ def test_nothing_measured_says_so_for_every_claim() -> None:
 
 def test_numbers_without_an_interval_decide_nothing() -> None:
     record = diagnosis(1)
-    record["probes"]["text_minus_vision_language"] = stat(0.2, None, None)
+    record["probes"]["comparison"]["mean"]["difference"] = stat(0.2, None, None)
     assert find_all(record)[0]["verdict"] == "not measured"
 
 
