@@ -72,9 +72,10 @@ def _probe_gap(diagnosis: Record) -> dict[str, Any]:
     gap = _gap(probes)
     if gap:
         return _not_measured(gap)
-    mean: Record | None = probes.get("text_minus_vision_language")
-    if not mean or mean["value"] is None:
-        return _not_measured("no layer has a probe on both text and vision-language")
+    gap = _gap(probes.get("comparison"))
+    if gap:
+        return _not_measured(gap)
+    mean: Record = probes["comparison"]["mean"]["difference"]
     text = (
         f"Accuracy in text minus accuracy with the picture, mean over layers: "
         f"{100 * mean['value']:+.1f} points."
@@ -89,13 +90,16 @@ def _called_safe(diagnosis: Record) -> dict[str, Any]:
     if not usable:
         return _not_measured(gap or "no layer has a probe on both text and vision-language")
     layer = middle_layer([p["layer"] for p in usable])
-    shares: Record = next(p for p in usable if p["layer"] == layer)["unsafe_as_safe"]
-    here, home = shares["transfer"], shares["text"]
+    at = next(p for p in usable if p["layer"] == layer)
+    here, home = at["unsafe_as_safe"]["transfer"], at["unsafe_as_safe"]["text"]
     if here["rate"] is None or home["rate"] is None:
         return _not_measured("there are no unsafe items to be called safe")
+    moved = at["confusion"]["transfer"]
+    num_safe = moved["safe_as_safe"] + moved["safe_as_unsafe"]
     text = (
         f"Layer {layer}: {_percent(here['rate'])} of unsafe requests with pictures are called "
-        f"safe, {_percent(home['rate'])} of unsafe ones in text (claimed: more than in text)."
+        f"safe (of safe ones {moved['safe_as_safe']} of {num_safe}); in text "
+        f"{_percent(home['rate'])} of unsafe ones. The claim is more than in text."
     )
     return _decide(here["low"], here["high"], home["rate"], here["rate"], text)
 

@@ -20,6 +20,8 @@ from transformers import (
     PROCESSOR_MAPPING,
     AutoConfig,
     AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
 )
 
 # The top-level name is a stub that raises when torchvision is absent (transformers 5.10).
@@ -76,6 +78,40 @@ def load_vlm(name_or_path: str | Path, *, dtype: DtypeName = "auto", device: str
     vlm = Vlm(model.to(target), _load_processor(source, config), name=name)
     require_all(vlm, cheap_checks(vlm))
     return vlm
+
+
+def load_sequence_classifier(name_or_path: str | Path, *, device: str = "cpu") -> tuple[Any, Any]:
+    """Load a text classifier (a reward model ...) with its tokenizer, in evaluation mode.
+
+    Args:
+        name_or_path: A folder that `save_pretrained` wrote, or a Hugging Face model id.
+        device: As for `load_vlm`.
+
+    Returns:
+        (model, tokenizer).
+
+    Raises:
+        ModelError: Unknown or incomplete model, one without a trained classification head, or
+            one without a tokenizer.
+        ConfigError: Unknown device.
+    """
+    name = str(Path(name_or_path).expanduser())
+    target = _resolve_device(device)
+    _check_location(name)
+    try:
+        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+            name, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError, TypeError, ImportError, SafetensorError) as error:
+        raise ModelError(
+            f"cannot load the text classifier {name!r}: {_shorten(error)} Needed: config.json, "
+            "complete .safetensors files and the tokenizer's files, in a folder or on the Hugging "
+            "Face Hub (without a connection: in a folder)."
+        ) from error
+    model, info = loaded
+    _require_complete(name, info)
+    return model.to(target).eval(), tokenizer
 
 
 def _resolve_alias(name: str) -> str:
@@ -171,6 +207,11 @@ def _load_weights(name: str, config: Any, dtype: torch.dtype | str) -> Any:
             "Needed: complete .safetensors files that fit config.json. Save or download again."
         ) from error
     model, info = loaded
+    _require_complete(name, info)
+    return model
+
+
+def _require_complete(name: str, info: Any) -> None:
     wrong = {key: sorted(map(str, info[key])) for key in ("missing_keys", "mismatched_keys")}
     if any(wrong.values()):
         # transformers would go on with random numbers in their place.
@@ -178,7 +219,6 @@ def _load_weights(name: str, config: Any, dtype: torch.dtype | str) -> Any:
         raise ModelError(
             f"the weights of {name!r} are incomplete ({lines}). Save or download the model again."
         )
-    return model
 
 
 def _load_processor(name: str, config: Any) -> Any:

@@ -1,0 +1,202 @@
+"""Is it language? Perplexity, repetition and length of answers.
+
+An answer of an early vision exit may be unsafe or merely incoherent; these numbers tell the two
+apart without another model.
+
+- *Perplexity* under the same model on text only: the request without its pictures is the
+  prompt, and every token of the answer is scored after those before it: exp(mean negative
+  log-likelihood). Fluent text that does not fit the request scores high as well.
+- *Repetition*: the share of the answer's token 3-grams that occurred earlier in it,
+  1 - distinct / all; 0 below three tokens.
+- *Length* in tokens of the model's tokenizer.
+
+Deviation: 1. The answer's text is tokenized anew, after the prompt's tokens. Its own tokens may
+have begun with a blank that the decoded text has lost. 2. The end-of-sequence token is not
+scored, because an answer that was cut has none.
+
+Shapes: B = answers, S = columns (prompt and answer, padded on the left), A = columns that hold
+an answer's token in any row or the one before it, V = vocabulary, D = width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlmend.errors import ConfigError, ModelError
+from vlmend.evals.batches import is_out_of_memory
+from vlmend.evals.controls import strip_images
+from vlmend.hooks.record import record_layers
+from vlmend.models.vlm import EncodedBatch, Vlm
+from vlmend.types import Conversation
+
+REPEATED_GRAM = 3
+"""Tokens of the grams whose repetition is counted."""
+
+_MAX_NLL = 700.0
+"""Largest mean negative log-likelihood told apart: exp() of more is no finite number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coherence:
+    """How an answer reads.
+
+    Attributes:
+        perplexity: Of its tokens after the request in words, 1 at best; None for an empty
+            answer, which has no tokens.
+        repetition: Share of repeated 3-grams, 0..1.
+        tokens: Its length in tokens.
+    """
+
+    perplexity: float | None
+    repetition: float
+    tokens: int
+
+
+def repetition_rate(tokens: Sequence[Hashable], gram: int = REPEATED_GRAM) -> float:
+    """Share of n-grams that occurred earlier in the same sequence; 0 when there is none.
+
+    Args:
+        tokens: Tokens, or words.
+        gram: Tokens per n-gram, at least 1.
+
+    Raises:
+        ConfigError: `gram` is below 1.
+
+    Example:
+        >>> repetition_rate("a b c a b c".split())  # abc bca cab abc
+        0.25
+    """
+    if gram < 1:
+        raise ConfigError(f"n-grams of {gram} tokens are not possible: at least 1.")
+    grams = [tuple(tokens[i : i + gram]) for i in range(len(tokens) - gram + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def measure_coherence(
+    vlm: Vlm,
+    conversations: Sequence[Conversation],
+    answers: Sequence[str],
+    *,
+    batch_size: int = 32,
+) -> list[Coherence]:
+    """Score answers under the model itself, on text only.
+
+    Args:
+        vlm: The model, without repairs applied.
+        conversations: What was asked, with or without pictures; they are left out. The same
+            answer to the same words is scored once.
+        answers: One per conversation; may be empty.
+        batch_size: Answers per forward pass; halved when memory runs out.
+
+    Returns:
+        One entry per answer, in order.
+
+    Raises:
+        ConfigError: Different numbers of conversations and answers, or no batch size.
+        ModelError: The chat template fails, or the model has inputs that text does not fill.
+    """
+    if len(conversations) != len(answers) or batch_size < 1:
+        raise ConfigError(
+            f"{len(answers)} answers to {len(conversations)} requests in batches of {batch_size} "
+            "cannot be scored. Give one answer per request, and a batch size of at least 1."
+        )
+    ids = [_tokenize_answer(vlm, answer) for answer in answers]
+    asked = [strip_images(conversation) for conversation in conversations]
+    # The same answer to the same words is scored once: exits often answer alike.
+    first: dict[tuple[Conversation, tuple[int, ...]], int] = {}
+    same = [first.setdefault((asked[i], tuple(ids[i])), i) for i in range(len(ids))]
+    # Longest first: a batch that is too large fails at once, and little is padded.
+    waiting = sorted((i for i in first.values() if ids[i]), key=lambda i: (-len(ids[i]), i))
+    nll: dict[int, float] = {}
+    while waiting:
+        batch = waiting[:batch_size]
+        scores = None
+        try:
+            scores = _score(vlm, [asked[i] for i in batch], [ids[i] for i in batch])
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or len(batch) == 1:
+                raise
+        if scores is None:
+            # Not inside the handler: the traceback holds on to the tensors of the batch.
+            batch_size = len(batch) // 2
+            continue
+        nll |= dict(zip(batch, scores, strict=True))
+        waiting = waiting[len(batch) :]
+    return [
+        Coherence(
+            perplexity=math.exp(min(nll[same[i]], _MAX_NLL)) if tokens else None,
+            repetition=repetition_rate(tokens),
+            tokens=len(tokens),
+        )
+        for i, tokens in enumerate(ids)
+    ]
+
+
+def _tokenize_answer(vlm: Vlm, answer: str) -> list[int]:
+    # A model can spell out its own image placeholder, which is no token of an answer.
+    text = answer.replace(vlm.processor.image_token, "").strip()
+    return vlm.tokenizer(text, add_special_tokens=False).input_ids if text else []
+
+
+def _score(vlm: Vlm, prompts: Sequence[Conversation], answers: Sequence[list[int]]) -> list[float]:
+    """Mean negative log-likelihood of every answer's tokens; one forward pass."""
+    encoded = _append_answers(vlm, vlm.encode(prompts), answers)
+    last = max(set(range(vlm.num_decoder_layers)) - vlm.image_only_layers)
+    hidden_BSD = record_layers(vlm, encoded, [last], "prompt")[last]
+    columns = max(map(len, answers)) + 1
+    with torch.no_grad():
+        # Only these columns are unembedded: the logits of a whole prompt would take far more
+        # memory than the model's own pass.
+        logits_BAV = vlm.lm_head(vlm.final_norm(hidden_BSD[:, -columns:])).float()
+    ids_BA = encoded.inputs["input_ids"][:, -columns:]
+    chosen_BA = logits_BAV[:, :-1].log_softmax(-1).gather(-1, ids_BA[:, 1:, None])[..., 0]
+    return [
+        -float(row[-len(answer) :].double().mean())
+        for row, answer in zip(chosen_BA, answers, strict=True)
+    ]
+
+
+def _append_answers(vlm: Vlm, encoded: EncodedBatch, answers: Sequence[list[int]]) -> EncodedBatch:
+    """The batch with an answer after each prompt, padded on the left again."""
+    inputs = encoded.inputs
+    shape = inputs["input_ids"].shape
+    odd = [key for key, value in inputs.items() if value.shape != shape]
+    if odd:
+        raise ModelError(
+            f"{vlm.name!r} takes {', '.join(odd)} with a text-only prompt, whose columns are not "
+            "those of the tokens: answers cannot be scored after it."
+        )
+    fill = dict.fromkeys(inputs, 0) | {"input_ids": int(vlm.tokenizer.pad_token_id)}
+    # Every further input marks tokens as image or text: 0 is text, as for the prompt's.
+    added = dict.fromkeys(inputs, 0) | {"attention_mask": 1}
+    mask_BS = inputs["attention_mask"].bool()
+    longest = max(int(n) + len(a) for n, a in zip(mask_BS.sum(1), answers, strict=True))
+    joined = {
+        key: torch.stack(
+            [
+                _pad_left(
+                    torch.cat((row_S[mask_S], _answer_row(row_S, answer, key, added[key]))),
+                    longest,
+                    fill[key],
+                )
+                for row_S, mask_S, answer in zip(value_BS, mask_BS, answers, strict=True)
+            ]
+        )
+        for key, value_BS in inputs.items()
+    }
+    return EncodedBatch(
+        inputs=joined, prompt_lengths=joined["attention_mask"].sum(dim=1), num_images=0
+    )
+
+
+def _answer_row(row_S: Tensor, answer: list[int], key: str, value: int) -> Tensor:
+    return row_S.new_tensor(answer if key == "input_ids" else [value] * len(answer))
+
+
+def _pad_left(row: Tensor, length: int, value: int) -> Tensor:
+    return torch.cat((row.new_full((length - len(row),), value), row))

@@ -1,0 +1,158 @@
+"""The exits section of a diagnosis: answers, embeddings and the decoder at every vision exit.
+
+Reference: Bachu et al. (ICML 2025, arXiv 2411.04291).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlmend.diagnosis.activations import Activations
+from vlmend.diagnosis.cache import cached_json
+from vlmend.diagnosis.direction_checks import difference_by_layer
+from vlmend.diagnosis.embeddings import associate, measure_embeddings
+from vlmend.diagnosis.exit_decoder import measure_exit_decoder
+from vlmend.diagnosis.exits import distinct_exits, measure_grounding, sweep_exits
+from vlmend.diagnosis.four_sets import group_of
+from vlmend.diagnosis.plan import DiagnosisPlan, LoadedDiagnosis
+from vlmend.diagnosis.scorers import AnswerScorer, load_reward, load_toxicity
+from vlmend.errors import DataError
+from vlmend.evals.arms import BASE
+from vlmend.evals.run import Evaluation, describe_prompt
+from vlmend.judges.registry import get_judge
+from vlmend.models.vlm import Vlm
+from vlmend.types import Sample, sha256_json
+
+
+@dataclass(frozen=True)
+class ExitSection:
+    """What is needed to measure a model at its vision exits.
+
+    Attributes:
+        evaluation: Where answers come from and are kept.
+        loaded: The plan and its suites.
+        text: Activations of text prompts, for safety directions.
+        folder: Where results are kept.
+    """
+
+    evaluation: Evaluation
+    loaded: LoadedDiagnosis
+    text: Activations
+    folder: Path
+
+    @property
+    def vlm(self) -> Vlm:
+        """The model."""
+        return self.evaluation.vlm
+
+    @property
+    def plan(self) -> DiagnosisPlan:
+        """What was asked for."""
+        return self.loaded.plan
+
+    def run(self) -> dict[str, Any]:
+        """The whole section."""
+        suite = self.loaded.exits
+        if suite is None:
+            return {"gap": "no suite was named for vision exits"}
+        samples = [sample for sample in suite.samples if sample.images]
+        exits = distinct_exits(self.vlm)
+        scorers, gaps = self._scorers()
+        sweep = sweep_exits(
+            self.evaluation,
+            BASE,
+            samples,
+            get_judge(self.plan.judge or suite.spec.default_judge),
+            exits,
+            scorers=scorers,
+            gaps=gaps,
+            seed=self.plan.seed,
+        )
+        embeddings = self._kept("embeddings", samples, exits, self._measure_embeddings)
+        return {
+            **sweep.record,
+            "grounding": self._grounding(exits),
+            "embeddings": embeddings,
+            "association": [
+                associate(
+                    measure,
+                    {row["exit"]: row[measure]["value"] for row in embeddings},
+                    sweep.complied,
+                    seed=self.plan.seed,
+                )
+                for measure in ("norm", "cka", "mahalanobis")
+            ],
+            "decoder": self._exit_decoder(samples, exits),
+        }
+
+    def _scorers(self) -> tuple[list[AnswerScorer], list[str]]:
+        scorers: list[AnswerScorer] = []
+        gaps: list[str] = []
+        if self.plan.toxicity:
+            found = load_toxicity(device=str(self.vlm.device))
+            if isinstance(found, str):
+                gaps.append(found)
+            else:
+                scorers.append(found)
+        else:
+            gaps.append("no toxicity: --toxicity was not given")
+        if self.plan.reward_model is not None:
+            scorers.append(load_reward(self.plan.reward_model, device=str(self.vlm.device)))
+        else:
+            gaps.append("no reward: no --reward-model was given")
+        return scorers, gaps
+
+    def _kept(
+        self,
+        name: str,
+        samples: Sequence[Sample],
+        exits: Sequence[int],
+        measure: Callable[[Sequence[Sample], Sequence[int]], list[dict[str, Any]]],
+        **facts: object,
+    ) -> list[dict[str, Any]]:
+        """A measurement on items at exits, by content."""
+        of = {
+            "weights": self.vlm.weights_sha256,
+            "items": [[s.id, describe_prompt(s.messages)] for s in samples],
+            "exits": list(exits),
+            "seed": self.plan.seed,
+            **facts,
+        }
+        return cached_json(
+            self.folder, name, {"of": sha256_json(of)}, lambda: measure(samples, exits)
+        )
+
+    def _measure_embeddings(
+        self, samples: Sequence[Sample], exits: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        return measure_embeddings(self.vlm, samples, exits, seed=self.plan.seed)
+
+    def _grounding(self, exits: Sequence[int]) -> list[dict[str, Any]]:
+        suite = self.loaded.vqa
+        if suite is None:
+            return []
+        judge = get_judge(self.plan.judge or suite.spec.default_judge)
+        samples = [sample for sample in suite.samples if sample.images]
+        return measure_grounding(self.evaluation, BASE, samples, judge, exits, seed=self.plan.seed)
+
+    def _exit_decoder(
+        self, samples: Sequence[Sample], exits: Sequence[int]
+    ) -> list[dict[str, Any]] | dict[str, str]:
+        """Where in the decoder an exit acts: half of the things give directions, half are asked."""
+        groups = sorted({group_of(sample) for sample in samples})
+        asked = set(groups[::2])
+        measured = [sample for sample in samples if group_of(sample) in asked]
+        try:
+            directions = difference_by_layer(self.text, without=asked)
+        except DataError as error:
+            return {"gap": str(error)}
+
+        def measure(items: Sequence[Sample], at: Sequence[int]) -> list[dict[str, Any]]:
+            return measure_exit_decoder(
+                self.vlm, directions, items, at, batch_size=self.evaluation.batch_size
+            )
+
+        return self._kept("exit-decoder", measured, exits, measure, text=self.text.sha256)

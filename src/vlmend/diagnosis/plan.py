@@ -1,0 +1,127 @@
+"""What to diagnose, and the suites for it, checked before a model is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vlmend.errors import ConfigError, DataError
+from vlmend.evals.run import check_images
+from vlmend.judges.registry import get_judge
+from vlmend.suites.registry import SuiteSpec, get_suite, load_suite
+from vlmend.types import Sample
+
+
+@dataclass(frozen=True)
+class DiagnosisPlan:
+    """What to diagnose.
+
+    Attributes:
+        suites: "NAME" or "NAME=FOLDER": harmful and benign items, with images.
+        exit_suite: Suite with images on which vision exits are measured; None leaves exits out.
+        vqa_suite: Utility suite with images for grounding; None leaves it out.
+        limit: First so many items of every suite; None for all.
+        control_items: Harmful items that are also asked with control pictures.
+        judge: Judge of all answers; None for each suite's default judge.
+        max_new_tokens: Length limit of an answer.
+        caption_tokens: Length limit of a self-caption.
+        batch_size: Prompts a batch; None chooses.
+        question: Question of self-classification; "{request}" stands for the item's request.
+        reward_model: Folder or id of a sequence classifier that scores answers; None for none.
+        toxicity: Score answers with Detoxify.
+        seed: Of resampling and maps.
+        title: Title of the page.
+    """
+
+    suites: tuple[str, ...]
+    exit_suite: str | None = None
+    vqa_suite: str | None = None
+    limit: int | None = 120
+    control_items: int = 40
+    judge: str | None = None
+    max_new_tokens: int = 64
+    caption_tokens: int = 128
+    batch_size: int | None = None
+    question: str | None = None
+    reward_model: str | None = None
+    toxicity: bool = False
+    seed: int = 0
+    title: str = "Safety diagnosis"
+
+    def __post_init__(self) -> None:
+        if not self.suites:
+            raise ConfigError("no suite to diagnose on. Name at least one with --suite.")
+
+
+@dataclass(frozen=True)
+class LoadedSuite:
+    """A suite with its items.
+
+    Attributes:
+        name: Its name.
+        spec: What it is.
+        samples: Its items, up to the limit.
+    """
+
+    name: str
+    spec: SuiteSpec
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
+class LoadedDiagnosis:
+    """Suites whose names, files and pictures are known to be good.
+
+    Attributes:
+        plan: What was asked for.
+        suites: Those of the modality diagnosis.
+        exits: The suite for exits, if any.
+        vqa: The suite for grounding, if any.
+    """
+
+    plan: DiagnosisPlan
+    suites: tuple[LoadedSuite, ...]
+    exits: LoadedSuite | None
+    vqa: LoadedSuite | None
+
+    @property
+    def all(self) -> tuple[LoadedSuite, ...]:
+        """Every suite once."""
+        given = (*self.suites, *(s for s in (self.exits, self.vqa) if s is not None))
+        return tuple({suite.name: suite for suite in given}.values())
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The items of the modality diagnosis."""
+        return [sample for suite in self.suites for sample in suite.samples]
+
+
+def load_plan(plan: DiagnosisPlan) -> LoadedDiagnosis:
+    """Find out all that can be wrong with suites and judges; needs no model.
+
+    Raises:
+        UnknownNameError: No such suite or judge.
+        ConfigError: A folder is missing or not wanted.
+        DataError: A file, row or image cannot be used, or a suite for exits has no images.
+    """
+    if plan.judge is not None:
+        get_judge(plan.judge)
+
+    def load(name: str) -> LoadedSuite:
+        spec = get_suite(name.partition("=")[0].strip())
+        get_judge(plan.judge or spec.default_judge)
+        return LoadedSuite(spec.name, spec, tuple(load_suite(name, plan.limit)))
+
+    loaded = LoadedDiagnosis(
+        plan,
+        tuple(load(name) for name in plan.suites),
+        load(plan.exit_suite) if plan.exit_suite else None,
+        load(plan.vqa_suite) if plan.vqa_suite else None,
+    )
+    for suite in (loaded.exits, loaded.vqa):
+        if suite is not None and not any(sample.images for sample in suite.samples):
+            raise DataError(
+                f"suite {suite.name!r} has no images, so vision exits change nothing in it. Name "
+                "a suite with images."
+            )
+    check_images(sample for suite in loaded.all for sample in suite.samples)
+    return loaded
