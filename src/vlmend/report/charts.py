@@ -60,6 +60,8 @@ class Axes:
         x_name: Axis title.
         mark_x: Position to mark with a vertical line, if any.
         mark_name: Its name.
+        shaded: Positions to lay a grey strip behind, each half a step to both sides.
+        base: Value whose grid line stands out: where nothing happens, or chance.
     """
 
     x: tuple[int, int]
@@ -70,6 +72,8 @@ class Axes:
     x_name: str
     mark_x: int | None = None
     mark_name: str = ""
+    shaded: Sequence[int] = ()
+    base: float = 0.0
 
     def px(self, x: float) -> float:
         """Horizontal place of a position."""
@@ -84,26 +88,45 @@ class Axes:
         return TOP + (1 - share) * (HEIGHT - TOP - BOTTOM)
 
 
+SHAPES = {
+    "refused": "square",
+    "incoherent": "diamond",
+    "vl": "square",
+    "transfer": "diamond",
+    "benign": "diamond",
+    "noise": "triangle",
+    "unrelated": "square",
+    "line2": "square",
+    "line3": "diamond",
+    "line4": "triangle",
+}
+"""Styles that are not drawn as a circle."""
+
+
+def _outline(shape: str, x: float, y: float) -> str:
+    """Corners of a square, diamond or triangle that looks as large as the circle."""
+    size = MARK * {"square": 0.88, "diamond": 1.25, "triangle": 1.2}[shape]
+    corners = {
+        "square": ((-1, -1), (1, -1), (1, 1), (-1, 1)),
+        "diamond": ((0, -1), (1, 0), (0, 1), (-1, 0)),
+        "triangle": ((0, -1), (1, 0.8), (-1, 0.8)),
+    }[shape]
+    return " ".join(f"{x + size * dx:.1f},{y + size * dy:.1f}" for dx, dy in corners)
+
+
 def mark(style: str, x: float | str, y: float, title: str = "") -> Markup:
-    """One data mark; the shape follows the style: circle, square, diamond or ring.
+    """One data mark; the shape follows the style, see `SHAPES`.
 
     Only the circle can be placed in percent, so tracks use `circle` styles alone.
     """
     tip = Markup("<title>{}</title>").format(title) if title else Markup()
-    size = MARK
-    if style in {"refused", "incoherent"} and not isinstance(x, str):
-        turn = f' transform="rotate(45 {x:.1f} {y:.1f})"' if style == "incoherent" else ""
-        side = 2 * size * 0.88
-        return (
-            Markup(
-                f'<rect class="mark s-{style}" x="{x - side / 2:.1f}" y="{y - side / 2:.1f}" '
-                f'width="{side:.1f}" height="{side:.1f}"{turn}>'
-            )
-            + tip
-            + Markup("</rect>")
+    if style in SHAPES and not isinstance(x, str):
+        points = _outline(SHAPES[style], x, y)
+        return Markup(f'<polygon class="mark s-{style}" points="{points}">') + (
+            tip + Markup("</polygon>")
         )
     place = x if isinstance(x, str) else f"{x:.1f}"
-    return Markup(f'<circle class="mark s-{style}" cx="{place}" cy="{y:.1f}" r="{size}">') + (
+    return Markup(f'<circle class="mark s-{style}" cx="{place}" cy="{y:.1f}" r="{MARK}">') + (
         tip + Markup("</circle>")
     )
 
@@ -135,11 +158,23 @@ def _x_ticks(low: int, high: int) -> list[int]:
     return list(range(low, high + 1, step))
 
 
+def _shade(axes: Axes) -> Iterable[Markup]:
+    half = (axes.px(1) - axes.px(0)) / 2 if axes.x[1] > axes.x[0] else 8.0
+    for x in axes.shaded:
+        left = max(axes.px(x) - half, LEFT)
+        width = min(axes.px(x) + half, WIDTH - RIGHT) - left
+        yield Markup(
+            f'<rect class="shade" x="{left:.1f}" y="{TOP}" width="{width:.1f}" '
+            f'height="{HEIGHT - TOP - BOTTOM}"/>'
+        )
+
+
 def _frame(axes: Axes) -> Iterable[Markup]:
     bottom = HEIGHT - BOTTOM
+    yield from _shade(axes)
     for value in axes.y_ticks:
         y = axes.py(value)
-        zero = " zero" if value == 0 else ""
+        zero = " zero" if value == axes.base else ""
         yield Markup(
             f'<line class="grid{zero}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" '
             f'y2="{y:.1f}"/><text class="tick" x="{LEFT - 7}" y="{y + 4:.1f}" '

@@ -216,14 +216,14 @@ def read_int(value: object) -> int | None:
     return None if number is None else int(number)
 
 
-def _clean(value: Any) -> Any:
+def clean_text(value: Any) -> Any:
     """Replace characters HTML forbids (controls, lone surrogates) in every string, keys too."""
     if isinstance(value, str):
         return "".join(char if _printable(char) else "\N{REPLACEMENT CHARACTER}" for char in value)
     if isinstance(value, Mapping):
-        return {_clean(key): _clean(item) for key, item in value.items()}
+        return {clean_text(key): clean_text(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_clean(item) for item in value]
+        return [clean_text(item) for item in value]
     return value
 
 
@@ -470,7 +470,7 @@ def read_records(metrics: Mapping[str, Any]) -> Records:
             f"metrics have schema {metrics.get('schema')!r}; this version reads {SCHEMA}. "
             "Render the report with the version of vlmend that wrote the run."
         )
-    metrics = _clean(metrics)
+    metrics = clean_text(metrics)
     suites, arms = _suites(metrics), _arms(metrics)
     kinds: dict[str, Kind] = {name: suite.kind for name, suite in suites.items()}
     cells = tuple(_cell(row, kinds) for row in _rows(metrics, "cells"))

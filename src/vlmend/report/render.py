@@ -6,8 +6,6 @@ security policy forbids scripts and every address but `data:` pictures.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -15,13 +13,14 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from vlmend.errors import RunError
 from vlmend.report import charts, examples, plots, tables, wording
 from vlmend.report.records import MIN_COVERAGE, read_records
+from vlmend.runs import replacing
 
 
 @cache
-def _environment() -> Environment:
+def build_environment() -> Environment:
+    """Templates with the filters that every page of a report uses."""
     environment = Environment(
         loader=PackageLoader("vlmend.report", "templates"),
         autoescape=True,
@@ -62,7 +61,7 @@ def render_html(metrics: Mapping[str, Any]) -> str:
     records = read_records(metrics)
     headline = tables.build_headline(records)
     return (
-        _environment()
+        build_environment()
         .get_template("report.html.j2")
         .render(
             records=records,
@@ -95,24 +94,6 @@ def render_report(metrics: Mapping[str, Any], out: Path) -> Path:
         RunError: The metrics cannot be read, or the file cannot be written.
     """
     html = render_html(metrics).encode()
-    temporary: Path | None = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part")
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            file.write(html)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes the file private; a report is for reading like any other file.
-        temporary.chmod(0o644)
-        temporary.replace(out)
-    except OSError as error:
-        raise RunError(
-            f"cannot write the report to {str(out)!r}: {error.strerror or error}. "
-            "Give a file in a folder that can be written and has room."
-        ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+    with replacing(out) as temporary:
+        temporary.write_bytes(html)
     return out

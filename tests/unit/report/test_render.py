@@ -308,10 +308,10 @@ def test_failed_write_leaves_the_old_report_and_no_debris(
     out = tmp_path / "report.html"
     out.write_text("old")
 
-    def fail(_: int) -> None:
+    def fail(_: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vlmend.report.render.os.fsync", fail)
+    monkeypatch.setattr("vlmend.runs._sync", fail)
     with pytest.raises(RunError, match="No space left on device"):
         render_report(sample_metrics(), out)
     assert out.read_text() == "old"
@@ -319,7 +319,7 @@ def test_failed_write_leaves_the_old_report_and_no_debris(
 
 
 def test_folder_in_the_place_of_the_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="cannot write the report"):
+    with pytest.raises(RunError, match="cannot write"):
         render_report(sample_metrics(), tmp_path)
 
 

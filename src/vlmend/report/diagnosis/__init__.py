@@ -1,0 +1,1 @@
+"""diagnosis.json -> one page with figures: where safety is lost, by layer, modality and exit."""
