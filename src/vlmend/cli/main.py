@@ -11,10 +11,20 @@ import os
 import sys
 from collections.abc import Sequence
 
-from vlmend.cli import audit, compare, demo, doctor, list_names, organism, repair
+from vlmend.cli import (
+    ablate,
+    audit,
+    compare,
+    demo,
+    diagnose,
+    doctor,
+    list_names,
+    organism,
+    repair,
+)
 from vlmend.errors import VlmendError
 
-_COMMANDS = (demo, audit, repair, compare, organism, list_names, doctor)
+_COMMANDS = (demo, audit, diagnose, repair, ablate, compare, organism, list_names, doctor)
 
 
 def build_parser() -> argparse.ArgumentParser:

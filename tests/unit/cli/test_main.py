@@ -20,6 +20,9 @@ from vlmend.suites import advbench
 COMMANDS = (
     ("demo",),
     ("audit",),
+    ("diagnose",),
+    ("ablate",),
+    ("ablate", "shiftdc"),
     ("repair",),
     ("repair", "shiftdc"),
     ("compare",),

@@ -1,0 +1,197 @@
+"""`vlmend diagnose`: where safety is lost, by modality and by layer."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmend.cli.audit import RUN_FILES
+from vlmend.cli.options import (
+    add_model_options,
+    join_command,
+    open_model,
+    parse_batch_size,
+    positive,
+    refuse_foreign_folder,
+    split_names,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vlmend.diagnosis.plan import DiagnosisPlan
+
+_PLAN_OPTIONS = (
+    "exit_suite",
+    "vqa_suite",
+    "limit",
+    "control_items",
+    "judge",
+    "max_new_tokens",
+    "caption_tokens",
+    "batch_size",
+    "question",
+    "reward_model",
+    "seed",
+)
+"""Options that are settings of the plan; those left out keep the plan's default."""
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the command."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "diagnose",
+        help="see where safety is lost: probes, maps, shifts, exits, layer by layer",
+        description="Records activations and answers once and writes a run folder with a page of "
+        "probes, maps, shift cosines and vision exits, and its figures as SVG and PDF.",
+    )
+    add_model_options(parser)
+    _add_data_options(parser)
+    _add_measure_options(parser)
+    parser.add_argument("--out", type=Path, default=Path("out/diagnosis"), help="run folder")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    parser.set_defaults(run=run)
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    """What is asked."""
+    parser.add_argument(
+        "--suite",
+        type=split_names,
+        default=(),
+        metavar="A,B",
+        help="suites with harmful and benign items with images (organism: its own by default)",
+    )
+    parser.add_argument(
+        "--exit-suite",
+        metavar="A",
+        help="suite on which vision exits are measured (default: the first harmful of --suite)",
+    )
+    parser.add_argument("--no-exits", action="store_true", help="leave the vision exits out")
+    parser.add_argument(
+        "--vqa-suite", metavar="A", help="utility suite: how far answers depend on the picture"
+    )
+    parser.add_argument(
+        "--limit", type=positive, metavar="N", help="first N items of every suite (default: 120)"
+    )
+    parser.add_argument(
+        "--control-items",
+        type=positive,
+        metavar="N",
+        help="harmful items also asked with blank, noise and unrelated pictures (default: 40)",
+    )
+
+
+def _add_measure_options(parser: argparse.ArgumentParser) -> None:
+    """How it is asked, judged and scored."""
+    parser.add_argument("--judge", metavar="NAME", help="judge (default: each suite's own)")
+    parser.add_argument(
+        "--max-new-tokens", type=positive, metavar="N", help="answer length (default: 64)"
+    )
+    parser.add_argument(
+        "--caption-tokens", type=positive, metavar="N", help="caption length (default: 128)"
+    )
+    parser.add_argument(
+        "--question",
+        metavar="TEXT",
+        help="yes/no question of self-classification; {request} stands for the request",
+    )
+    parser.add_argument(
+        "--reward-model",
+        metavar="MODEL",
+        help="folder or id of a sequence classifier that scores answers (default: none)",
+    )
+    parser.add_argument(
+        "--toxicity", action="store_true", help="score answers with Detoxify (extra 'judges')"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=parse_batch_size,
+        metavar="auto|N",
+        help="prompts a batch, halved when memory runs out (default: auto)",
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="of resampling and maps (default: 0)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command: first all that can be checked without the model, then the model."""
+    from vlmend.runs import require_no_run
+
+    refuse_foreign_folder(args.out, *RUN_FILES)
+    if not args.resume:
+        require_no_run(args.out)
+
+    from vlmend.cli.console import console, print_table, progress_bars, quiet_libraries
+    from vlmend.diagnose import run_diagnosis
+    from vlmend.diagnosis.plan import load_plan
+    from vlmend.report.diagnosis.page import render_diagnosis
+    from vlmend.report.figures import write_figures
+
+    quiet_libraries()
+    plan = _build_plan(args)
+    loaded = load_plan(plan)
+    vlm = open_model(args)
+    with progress_bars() as progress:
+        record = run_diagnosis(
+            vlm,
+            plan,
+            args.out,
+            loaded=loaded,
+            resume=args.resume,
+            progress=progress,
+            command=join_command(sys.argv[1:]),
+        )
+    print_table(
+        record["title"],
+        ("claim", "verdict", "value", "95 %"),
+        [_finding_row(finding) for finding in record["findings"]],
+    )
+    page = render_diagnosis(record, args.out / "report.html")
+    figures = write_figures(record, args.out / "figures")
+    for line in (f"report: {page}", f"{len(figures)} figures: {args.out / 'figures'}"):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    return 0
+
+
+def _build_plan(args: argparse.Namespace) -> DiagnosisPlan:
+    """The plan that the command line asks for; the organism brings its own defaults."""
+    from vlmend.diagnosis.plan import DiagnosisPlan
+    from vlmend.errors import ConfigError
+    from vlmend.organism.presets import DIAGNOSIS
+
+    asked = {name: getattr(args, name) for name in _PLAN_OPTIONS}
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    if args.suite:
+        given["suites"] = args.suite
+    elif args.model == "organism":
+        given = {**DIAGNOSIS, **given}
+    else:
+        raise ConfigError(
+            "--suite is missing: name suites with harmful and benign items that have images, e.g. "
+            "--suite figstep=FOLDER,xstest=FOLDER (see `vlmend list suites`)."
+        )
+    given["toxicity"] = args.toxicity
+    if args.no_exits:
+        given["exit_suite"] = given["vqa_suite"] = None
+    elif "exit_suite" not in given:
+        given["exit_suite"] = _first_harmful(given["suites"])
+    return DiagnosisPlan(title=f"Safety diagnosis of {args.model}", **given)
+
+
+def _first_harmful(suites: tuple[str, ...]) -> str | None:
+    """The first suite that has harmful items."""
+    from vlmend.suites.registry import get_suite
+
+    kinds = {name: get_suite(name.partition("=")[0].strip()).label_kind for name in suites}
+    return next((name for name, kind in kinds.items() if kind != "benign"), None)
+
+
+def _finding_row(finding: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.2f}"
+
+    low, high = finding["low"], finding["high"]
+    limits = "" if low is None or high is None else f"[{low:.2f}, {high:.2f}]"
+    return finding["claim"], finding["verdict"], number(finding["value"]), limits
