@@ -8,7 +8,7 @@ settings finds everything there.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -29,9 +29,8 @@ from vlmend.diagnosis.four_sets import (
     FourSets,
     SetItem,
     build_with_self_captions,
-    group_of,
 )
-from vlmend.diagnosis.maps import MapSettings, map_pca, map_tsne
+from vlmend.diagnosis.maps import MAPS, MapSettings
 from vlmend.diagnosis.modality import Measured, mean_shift, separate_outcomes, shift_records
 from vlmend.diagnosis.modality_gap import compare_modalities
 from vlmend.diagnosis.plan import DiagnosisPlan, LoadedDiagnosis, LoadedSuite, load_plan
@@ -54,9 +53,10 @@ from vlmend.errors import DataError, ModelError
 from vlmend.evals.arms import BASE
 from vlmend.evals.captions import CaptionCache
 from vlmend.evals.controls import ControlKind, replace_images
+from vlmend.evals.groups import group_of
 from vlmend.evals.metrics import SCHEMA, model_record, now, replace_nan, software_versions
 from vlmend.evals.run import EvalSettings, Evaluation, Progress, describe_prompt
-from vlmend.evals.text_branch import put_in_words, text_conversation
+from vlmend.evals.text_branch import caption_all, put_all_in_words, text_conversation
 from vlmend.judges.registry import get_judge, judge_responses
 from vlmend.models.generation import GenerationSettings
 from vlmend.models.vlm import Vlm
@@ -155,23 +155,23 @@ class _Diagnosis:
             progress,
         )
         self.cost: list[dict[str, Any]] = []
+        self.gaps: list[str] = []
 
     def run(self) -> dict[str, Any]:
         """All sections, in the order of the page."""
         sets = self._timed("captions and the four sets", self._build_sets)
         text, seen = self._timed("activations of text and of pictures", lambda: self._record(sets))
         items = self._timed("answers at the default path", self._judge_items)
-        sections: dict[str, Any] = {"sets": sets.records(), "gaps": list(sets.gaps)}
+        sections: dict[str, Any] = {"sets": sets.records()}
+        self.gaps += [*sets.gaps, *_partial_layers(text, seen)]
         sections |= self._timed("probes", lambda: self._probes(text, seen))
         sections |= self._timed("maps", lambda: self._maps(text, seen))
-        sections |= self._timed(
-            "shift and its cosines", lambda: self._shift(sets, text, seen, items)
-        )
+        sections |= self._timed("shift and its cosines", lambda: self._shift(text, seen, items))
         sections |= self._timed("directions", lambda: self._directions(text))
         sections |= self._timed("self-classification", lambda: self._ask(sets))
         exits = ExitSection(self.evaluation, self.loaded, text, self.out)
         sections["exits"] = self._timed("vision exits", exits.run)
-        return {**sections, "cost": self.cost}
+        return {**sections, "gaps": self.gaps, "cost": self.cost}
 
     def _timed(self, what: str, do: Callable[[], Any]) -> Any:
         started = time.perf_counter()
@@ -266,21 +266,22 @@ class _Diagnosis:
             layers = [layer for layer in text.layers if layer in seen.acts]
             for number, layer in enumerate(layers, start=1):
                 both = np.concatenate([text.acts[layer], seen.acts[layer]])
-                records += [draw(both, sets, layer, settings) for draw in (map_pca, map_tsne)]
+                records += [MAPS[name](both, sets, layer, settings) for name in self.plan.maps]
                 self.progress("maps", number, len(layers))
             return records
 
-        facts = {"text": text.sha256, "seen": seen.sha256, "settings": asdict(settings)}
+        facts = {
+            "text": text.sha256,
+            "seen": seen.sha256,
+            "settings": asdict(settings),
+            "maps": self.plan.maps,
+        }
         return {"maps": cached_json(self.out, "maps", facts, compute)}
 
     # ---- the shift
 
     def _shift(
-        self,
-        sets: FourSets,
-        text: Activations,
-        seen: Activations,
-        items: Mapping[str, Measured],
+        self, text: Activations, seen: Activations, items: Mapping[str, Measured]
     ) -> dict[str, Any]:
         fit = TextSets(text.acts, text.unsafe.tolist(), text.groups)
         try:
@@ -288,39 +289,53 @@ class _Diagnosis:
         except DataError as error:
             gap = {"gap": str(error)}
             return dict.fromkeys(("shift", "separation", "separation_pooled", "shift_mean"), gap)
-        by_layer, pooled = separate_outcomes(measured, items)
+        by_layer, pooled = separate_outcomes(measured, items, seed=self.plan.seed)
         return {
-            "shift": [*shift_records(measured, items), *self._control_shifts(sets, fit)],
+            "shift": [*shift_records(measured, items), *self._control_shifts(fit)],
             "separation": by_layer,
             "separation_pooled": pooled,
             "shift_mean": mean_shift(measured, items),
         }
 
-    def _control_shifts(self, sets: FourSets, fit: TextSets) -> list[dict[str, Any]]:
+    def _control_shifts(self, fit: TextSets) -> list[dict[str, Any]]:
         """The shift that blank, noise and unrelated pictures cause on harmful requests."""
         harmful = [s for s in self.loaded.samples if s.label == "harmful" and s.images]
-        step = max(1, len(harmful) // max(1, self.plan.control_items))
-        chosen = harmful[::step][: self.plan.control_items]
+        count = min(len(harmful), self.plan.control_items)
+        chosen = {harmful[i * len(harmful) // count].id for i in range(count)}
         records: list[dict[str, Any]] = []
         for kind in CONTROLS if chosen else ():
-            try:
-                twins = _twins(harmful, chosen, kind)
-            except DataError:
-                # No other picture in the suite: the control does not exist.
-                continue
-            measured = self._measure_twins(twins, kind, fit)
-            ids = {kind: list(measured.sample_ids)}
-            records += summarise_shift(measured, ids, "control pictures", keep_items=True)
+            twins = self._twins(harmful, chosen, kind)
+            if twins:
+                measured = self._measure_twins(twins, kind, fit)
+                ids = {kind: list(measured.sample_ids)}
+                records += summarise_shift(measured, ids, "control pictures", keep_items=True)
         return records
+
+    def _twins(
+        self, samples: Sequence[Sample], chosen: Collection[str], kind: ControlKind
+    ) -> list[Sample]:
+        """Control twins of chosen items; unrelated pictures come from the whole suite."""
+        twins: list[Sample] = []
+        for suite in dict.fromkeys(sample.suite for sample in samples):
+            own = [sample for sample in samples if sample.suite == suite]
+            try:
+                pairs = zip(own, replace_images(own, kind), strict=True)
+            except DataError as error:
+                self.gaps.append(f"no {kind} control pictures for {suite}: {error}")
+                continue
+            twins += [twin for sample, twin in pairs if sample.id in chosen]
+        return twins
 
     def _measure_twins(
         self, twins: Sequence[Sample], kind: ControlKind, fit: TextSets
     ) -> ShiftMeasurement:
-        size = self.evaluation.batch_size
-        words: list[Any] = []
-        for start in range(0, len(twins), size):
-            batch = [twin.messages for twin in twins[start : start + size]]
-            words += put_in_words(self.vlm, batch, self.captions, self.plan.caption_tokens)
+        words = put_all_in_words(
+            self.vlm,
+            [twin.messages for twin in twins],
+            self.captions,
+            self.plan.caption_tokens,
+            batch_size=self.evaluation.batch_size,
+        )
         seen, text = (
             self._capture(
                 [
@@ -331,7 +346,7 @@ class _Diagnosis:
             )
             for conversations, variant in (
                 ([t.messages for t in twins], f"{kind} picture"),
-                (words, f"caption of a {kind} picture"),
+                (words, f"caption of the {kind} picture"),
             )
         )
         return cross_fit_shift(fit, PairedSets(seen.item_ids, seen.groups, seen.acts, text.acts))
@@ -340,9 +355,11 @@ class _Diagnosis:
 
     def _directions(self, text: Activations) -> dict[str, Any]:
         facts = {"text": text.sha256, "seed": self.plan.seed, "sizes": STABILITY_SIZES}
-        return cached_json(
+        found = cached_json(
             self.out, "directions", facts, lambda: compare_directions(text, self.plan.seed)
         )
+        self.gaps += found.pop("gaps")
+        return found
 
     # ---- self-classification
 
@@ -384,13 +401,14 @@ class _Diagnosis:
     def _ask_instead(self, sets: FourSets, question: str) -> list[SetItem]:
         """The question in place of every request; the captions are those of the four sets."""
         seen = {i.item_id: i for i in sets.of("vision-language")}
-        captions: dict[str, str] = {}
-        size = self.evaluation.batch_size
-        for start in range(0, len(seen), size):
-            ids = list(seen)[start : start + size]
-            asked = [seen[i].conversation for i in ids]
-            found = self.captions.get_all(self.vlm, asked, self.plan.caption_tokens)
-            captions |= dict(zip(ids, found, strict=True))
+        found = caption_all(
+            self.vlm,
+            [item.conversation for item in seen.values()],
+            self.captions,
+            self.plan.caption_tokens,
+            batch_size=self.evaluation.batch_size,
+        )
+        captions = dict(zip(seen, found, strict=True))
         items: list[SetItem] = []
         for item in sets.items:
             asked = question_conversation(seen[item.item_id].conversation, question)
@@ -404,6 +422,16 @@ def _items(members: Sequence[SetItem]) -> list[Item]:
     return [Item(i.item_id, i.suite, i.label, i.group, i.conversation) for i in members]
 
 
+def _partial_layers(*recorded: Activations) -> list[str]:
+    """What is lost with layers that ran for some items of a set only."""
+    return [
+        f"decoder layers {list(acts.partial_layers)} ran for some items of {acts.suites[0]} and "
+        "others only, and are left out."
+        for acts in recorded
+        if acts.partial_layers
+    ]
+
+
 def _probe_set(acts: Activations) -> ProbeSet:
     return ProbeSet(acts.acts, acts.unsafe, acts.groups)
 
@@ -414,13 +442,3 @@ def _pair(text: Activations, seen: Activations) -> PairedSets:
     rows = [place[key] for key in zip(seen.suites, seen.item_ids, strict=True)]
     in_words = {layer: acts_ND[rows] for layer, acts_ND in text.acts.items()}
     return PairedSets(seen.item_ids, seen.groups, seen.acts, in_words)
-
-
-def _twins(suite: Sequence[Sample], chosen: Sequence[Sample], kind: ControlKind) -> list[Sample]:
-    """Control twins of chosen items; unrelated pictures come from the whole suite."""
-    wanted = {sample.id for sample in chosen}
-    return [
-        twin
-        for sample, twin in zip(suite, replace_images(suite, kind), strict=True)
-        if sample.id in wanted
-    ]

@@ -61,7 +61,7 @@ def test_every_section_is_there_and_every_number_finite(
     assert {r["group"] for r in record["shift"]} >= {"benign", "blank", "noise", "unrelated"}
     for part in ("rows", "groups", "tests", "grounding", "embeddings", "association", "decoder"):
         assert record["exits"][part], part
-    assert len(record["findings"]) == 7
+    assert len(record["findings"]) == 8
 
 
 def test_a_second_call_runs_nothing_again(
@@ -122,5 +122,7 @@ def test_wrong_plans_are_refused_without_a_model() -> None:
         load_plan(plan(suites=("organism/icons",)))
     with pytest.raises(UnknownNameError):
         load_plan(plan(judge="nobody"))
+    with pytest.raises(DataError, match="no harmful item with an image"):
+        load_plan(plan(exit_suite="organism/benign-pictures"))
     with pytest.raises(DataError, match="has no images"):
-        load_plan(plan(exit_suite="organism/text"))
+        load_plan(plan(vqa_suite="organism/text"))

@@ -27,11 +27,13 @@ _PLAN_OPTIONS = (
     "exit_suite",
     "vqa_suite",
     "limit",
+    "exit_limit",
     "control_items",
     "judge",
     "max_new_tokens",
     "caption_tokens",
     "batch_size",
+    "maps",
     "question",
     "reward_model",
     "seed",
@@ -77,6 +79,12 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         "--limit", type=positive, metavar="N", help="first N items of every suite (default: 120)"
     )
     parser.add_argument(
+        "--exit-limit",
+        type=positive,
+        metavar="N",
+        help="first N items of --exit-suite and --vqa-suite (default: as --limit)",
+    )
+    parser.add_argument(
         "--control-items",
         type=positive,
         metavar="N",
@@ -86,12 +94,20 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_measure_options(parser: argparse.ArgumentParser) -> None:
     """How it is asked, judged and scored."""
-    parser.add_argument("--judge", metavar="NAME", help="judge (default: each suite's own)")
+    parser.add_argument(
+        "--judge", metavar="NAME", help="judge of harmful requests (default: each suite's own)"
+    )
     parser.add_argument(
         "--max-new-tokens", type=positive, metavar="N", help="answer length (default: 64)"
     )
     parser.add_argument(
         "--caption-tokens", type=positive, metavar="N", help="caption length (default: 128)"
+    )
+    parser.add_argument(
+        "--maps",
+        type=split_names,
+        metavar="A,B",
+        help="of pca, tsne, pacmap (extra 'maps'); default: pca,tsne",
     )
     parser.add_argument(
         "--question",
@@ -170,7 +186,7 @@ def _build_plan(args: argparse.Namespace) -> DiagnosisPlan:
     else:
         raise ConfigError(
             "--suite is missing: name suites with harmful and benign items that have images, e.g. "
-            "--suite figstep=FOLDER,xstest=FOLDER (see `vlmend list suites`)."
+            "--suite organism/typographic,organism/benign-pictures (see `vlmend list suites`)."
         )
     given["toxicity"] = args.toxicity
     if args.no_exits:

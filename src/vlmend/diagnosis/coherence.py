@@ -28,11 +28,11 @@ import torch
 from torch import Tensor
 
 from vlmend.errors import ConfigError, ModelError
-from vlmend.evals.batches import is_out_of_memory
+from vlmend.evals.batches import run_in_batches
 from vlmend.evals.controls import strip_images
 from vlmend.hooks.record import record_layers
 from vlmend.models.vlm import EncodedBatch, Vlm
-from vlmend.types import Conversation
+from vlmend.types import Conversation, user
 
 REPEATED_GRAM = 3
 """Tokens of the grams whose repetition is counted."""
@@ -110,23 +110,17 @@ def measure_coherence(
     # The same answer to the same words is scored once: exits often answer alike.
     first: dict[tuple[Conversation, tuple[int, ...]], int] = {}
     same = [first.setdefault((asked[i], tuple(ids[i])), i) for i in range(len(ids))]
-    # Longest first: a batch that is too large fails at once, and little is padded.
-    waiting = sorted((i for i in first.values() if ids[i]), key=lambda i: (-len(ids[i]), i))
+    todo = [i for i in first.values() if ids[i]]
+
+    def score(places: list[int]) -> list[float]:
+        rows = [todo[place] for place in places]
+        return _score(vlm, [asked[i] for i in rows], [ids[i] for i in rows])
+
     nll: dict[int, float] = {}
-    while waiting:
-        batch = waiting[:batch_size]
-        scores = None
-        try:
-            scores = _score(vlm, [asked[i] for i in batch], [ids[i] for i in batch])
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or len(batch) == 1:
-                raise
-        if scores is None:
-            # Not inside the handler: the traceback holds on to the tensors of the batch.
-            batch_size = len(batch) // 2
-            continue
-        nll |= dict(zip(batch, scores, strict=True))
-        waiting = waiting[len(batch) :]
+    # Batches by the length of the answers: it is their logits that take the memory.
+    by_answer = [user(answers[i]) for i in todo]
+    for places, scores in run_in_batches(by_answer, score, batch_size=batch_size):
+        nll |= {todo[place]: value for place, value in zip(places, scores, strict=True)}
     return [
         Coherence(
             perplexity=math.exp(min(nll[same[i]], _MAX_NLL)) if tokens else None,

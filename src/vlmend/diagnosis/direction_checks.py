@@ -30,22 +30,22 @@ def compare_directions(text: Activations, seed: int) -> dict[str, Any]:
         seed: Of matching and resampling.
 
     Returns:
-        The sections "estimators" and "stability".
+        The sections "estimators" and "stability", and under "gaps" the estimators that found
+        no direction.
     """
     unsafe = text.unsafe
     groups = np.array(text.groups)
     agreements: list[dict[str, Any]] = []
     stability: list[dict[str, Any]] = []
+    gaps: list[str] = []
     for layer, acts_ND in text.acts.items():
         safe_ND, unsafe_ND = (torch.from_numpy(acts_ND[rows]) for rows in (~unsafe, unsafe))
         found: dict[str, Direction] = {}
         for name in ESTIMATORS:
             try:
                 found[name] = estimate(name, safe_ND, unsafe_ND, seed=seed)
-            except DataError:
-                # The page shows which estimators there are; one that this layer does not
-                # allow is missing there.
-                continue
+            except DataError as error:
+                gaps.append(f"no {name} direction at decoder layer {layer}: {error}")
         agreements += [{"layer": layer, **pair} for pair in agreement(found)]
         stability += [
             {"layer": layer, **record}
@@ -59,7 +59,7 @@ def compare_directions(text: Activations, seed: int) -> dict[str, Any]:
                 groups_unsafe=groups[unsafe].tolist(),
             )
         ]
-    return {"estimators": agreements, "stability": stability}
+    return {"estimators": agreements, "stability": stability, "gaps": gaps}
 
 
 def difference_by_layer(text: Activations, *, without: Collection[str]) -> dict[int, Tensor]:

@@ -12,6 +12,9 @@ The projector was trained on the default exit. For every exit, on the tokens it 
   distance is above 1: compare an exit with the default, not with 1. Tokens that are merely
   shorter lie close to the mean, and may be nearer to it than the default's own.
 
+Intervals are over what pictures are of, not over pictures: several pictures of one thing are
+alike, and say less of other things than as many pictures of different ones.
+
 `associate` asks whether such a measure goes along with the attack success rate over exits.
 
 Reference: Kornblith et al., "Similarity of Neural Network Representations Revisited" (ICML
@@ -19,7 +22,8 @@ Reference: Kornblith et al., "Similarity of Neural Network Representations Revis
 unbiased HSIC. Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance
 matrices" (J. Multivariate Analysis 2004).
 
-Shapes: N = pictures, T = tokens of one, V = width of the projector's input, E = exits.
+Shapes: N = pictures (items where it is about answers), G = groups of them, T = tokens of one,
+V = width of the projector's input, E = exits, R = resamples.
 """
 
 from __future__ import annotations
@@ -32,8 +36,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmend.diagnosis.intervals import average, empty_stat, percentile_limits
+from vlmend.diagnosis.intervals import RESAMPLES, average, empty_stat, percentile_limits
 from vlmend.errors import ConfigError, DataError
+from vlmend.evals.clustered import draw_groups, number_groups, student_quantile
+from vlmend.evals.groups import group_of
 from vlmend.hooks.projector import record_projector_inputs
 from vlmend.images import image_sha256
 from vlmend.models.spec import check_exit
@@ -50,9 +56,6 @@ MIN_EXITS = 4
 
 TOKENS_PER_PICTURE = 64
 """Tokens of a picture that the covariance is fitted on, evenly spread: more add little."""
-
-RESAMPLES = 2000
-_Z = 1.959963984540054
 
 
 # ---- similarity
@@ -115,38 +118,49 @@ def _hsic(k_NN: Array, l_NN: Array) -> float:
     return float(total / (n * (n - 3)))
 
 
-def cka_with_interval(x_NV: Array, y_NV: Array) -> dict[str, Any]:
-    """Debiased CKA with a delete-one jackknife interval.
+def cka_with_interval(
+    x_NV: Array, y_NV: Array, groups: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Debiased CKA with a delete-one-group jackknife interval.
 
     Not a bootstrap: drawing a picture twice makes it alike to itself in both features, which
-    the debiased estimator takes for similarity.
+    the debiased estimator takes for similarity. Student's t, one degree of freedom less than
+    there are groups.
 
     Args:
         x_NV: Features of N items.
         y_NV: Other features of the same items.
+        groups: What an item shares with others; None: every item stands for itself.
 
     Returns:
-        A `Stat`; empty below `MIN_PICTURES_CKA` items or where CKA is not defined.
+        A `Stat`; empty below `MIN_PICTURES_CKA` items or where CKA is not defined, without an
+        interval where leaving out a group leaves too little.
+
+    Raises:
+        ConfigError: Different numbers of items.
+
+    Reference:
+        Shao and Tu, "The Jackknife and Bootstrap" (1995), section 2.3.
     """
     n = len(x_NV)
     value = debiased_cka(x_NV, y_NV)
     if value is None or n < MIN_PICTURES_CKA:
         return empty_stat(n)
+    stat: dict[str, Any] = {"value": value, "low": None, "high": None, "n": n}
+    group_N = np.arange(n) if groups is None else number_groups(groups)
+    num_groups = int(group_N.max()) + 1
     k_NN, l_NN = _gram(x_NV), _gram(y_NV)
     without: list[float] = []
-    for i in range(n):
+    for group in range(num_groups):
+        left = np.flatnonzero(group_N != group)
         # The Gram matrices of fewer items differ by their centring alone, which HSIC undoes.
-        rest = _cka_of_grams(*(np.delete(np.delete(m, i, 0), i, 1) for m in (k_NN, l_NN)))
+        rest = None if len(left) < 4 else _cka_of_grams(*(m[left][:, left] for m in (k_NN, l_NN)))
         if rest is None:
-            return {"value": value, "low": None, "high": None, "n": n}
+            return stat
         without.append(rest)
-    error = math.sqrt((n - 1) / n * float(((np.asarray(without) - np.mean(without)) ** 2).sum()))
-    return {
-        "value": value,
-        "low": max(-1.0, value - _Z * error),
-        "high": min(1.0, value + _Z * error),
-        "n": n,
-    }
+    spread = float(((np.asarray(without) - np.mean(without)) ** 2).sum())
+    half = student_quantile(num_groups) * math.sqrt((num_groups - 1) / num_groups * spread)
+    return {**stat, "low": max(-1.0, value - half), "high": min(1.0, value + half)}
 
 
 # ---- distance
@@ -196,7 +210,8 @@ def fit_token_statistics(tokens_TV: Array) -> TokenStatistics | str:
 class _Reader:
     """Collects what is needed of each picture at each exit, and nothing that grows with T."""
 
-    def __init__(self, exits: Sequence[int]) -> None:
+    def __init__(self, exits: Sequence[int], groups: Sequence[str]) -> None:
+        self.groups = list(groups)
         self.norms: dict[int, list[float]] = {e: [] for e in exits}
         self.means: dict[int, list[Array]] = {e: [] for e in exits}
         self.distances: dict[int, list[float]] = {e: [] for e in exits}
@@ -227,12 +242,13 @@ def measure_embeddings(
         vlm: The model, not at an exit.
         samples: Items with pictures.
         exits: Vision exits, 0 .. N, each once.
-        seed: Seed of the bootstrap intervals and of the halves.
+        seed: Seed of the halves.
 
     Returns:
         One "embeddings" record per exit, ascending: {"exit", "norm", "cka", "mahalanobis",
-        "gap"}, each measure a `Stat` over pictures (means; the interval of CKA is a jackknife's),
-        "gap" None or why something is missing.
+        "gap"}, each measure a `Stat` over pictures (means; the interval of CKA is a jackknife's)
+        with intervals over what they are of (`group_of`; of a picture's first item), "gap" None
+        or why something is missing.
 
     Raises:
         ConfigError: No exit, or one out of range.
@@ -245,19 +261,22 @@ def measure_embeddings(
     default = vlm.default_exit
     order = np.random.default_rng(seed).permutation(len(pictures))
     half = len(pictures) // 2
-    reader = _Reader(sorted({*wanted, default} if wanted else ()))
+    groups = [group_of(pictures[i]) for i in order]
+    reader = _Reader(sorted({*wanted, default} if wanted else ()), groups)
     stream = record_projector_inputs(vlm, [pictures[i].messages for i in order], list(reader.norms))
     for number, by_exit in enumerate(stream):
         if number == half and reader.fit_tokens:
             reader.statistics = fit_token_statistics(np.concatenate(reader.fit_tokens))
         arrays = {e: tokens.double().numpy() for e, tokens in by_exit.items()}
         reader.add(arrays, default, fit=number < half)
-    return [_exit_record(reader, exit_layer, default, seed) for exit_layer in wanted]
+    return [_exit_record(reader, exit_layer, default) for exit_layer in wanted]
 
 
-def _exit_record(reader: _Reader, exit_layer: int, default: int, seed: int) -> dict[str, Any]:
-    cka = cka_with_interval(np.stack(reader.means[exit_layer]), np.stack(reader.means[default]))
-    distances = reader.distances[exit_layer]
+def _exit_record(reader: _Reader, exit_layer: int, default: int) -> dict[str, Any]:
+    own, usual = (np.stack(reader.means[e]) for e in (exit_layer, default))
+    cka = cka_with_interval(own, usual, reader.groups)
+    norms, distances = reader.norms[exit_layer], reader.distances[exit_layer]
+    measured = reader.groups[len(reader.groups) - len(distances) :]
     gaps: list[str] = []
     if cka["value"] is None:
         gaps.append(
@@ -272,9 +291,9 @@ def _exit_record(reader: _Reader, exit_layer: int, default: int, seed: int) -> d
         gaps.append(f"no Mahalanobis distance: {why}")
     return {
         "exit": exit_layer,
-        "norm": average(reader.norms[exit_layer], seed=seed),
+        "norm": average(norms, groups=reader.groups, within=(0.0, math.inf)),
         "cka": cka,
-        "mahalanobis": average(distances, seed=seed),
+        "mahalanobis": average(distances, groups=measured, within=(0.0, math.inf)),
         "gap": "; ".join(gaps) or None,
     }
 
@@ -301,18 +320,20 @@ def associate(
     values: Mapping[int, float | None],
     complied: Mapping[int, Sequence[float | None]],
     *,
+    groups: Sequence[str] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Spearman correlation over exits between a measure and the attack success rate.
 
-    The interval is a bootstrap over the answered items, each with its outcomes at all exits. It
-    says how well the correlation *of these exits* is known, not what other models' exits would
-    give: neighbouring exits are no independent draws, so no p-value is given.
+    The interval is a bootstrap over groups of items (things), each item with its outcomes at all
+    exits. It says how well the correlation *of these exits* is known, not what other models'
+    exits would give: neighbouring exits are no independent draws, so no p-value is given.
 
     Args:
         measure: Name of the measure: "norm", "cka" or "mahalanobis".
         values: The measure by exit; None where there is none.
         complied: By exit: 1 or 0 per item, in one order, None where an item is not scored.
+        groups: What an item shares with others; None: every item stands for itself.
         seed: Seed of the bootstrap.
 
     Returns:
@@ -320,17 +341,20 @@ def associate(
         with both values.
 
     Raises:
-        ConfigError: Exits with different numbers of items.
+        ConfigError: Exits with different numbers of items, or groups of other items.
     """
     exits = sorted(
         e
         for e, value in values.items()
         if value is not None and any(c is not None for c in complied.get(e, ()))
     )
-    if len({len(complied[e]) for e in exits}) > 1:
+    lengths = {len(complied[e]) for e in exits}
+    if groups is not None and exits:
+        lengths.add(len(groups))
+    if len(lengths) > 1:
         raise ConfigError(
-            "the exits have different numbers of items, which cannot be resampled together. Give "
-            "the same items in the same order, None where there is no verdict."
+            "the exits (or the groups) have different numbers of items, which cannot be resampled "
+            "together. Give the same items in the same order, None where there is no verdict."
         )
     gap = None
     if len(exits) < MIN_EXITS:
@@ -347,22 +371,29 @@ def associate(
         what = measure if len(np.unique(x_E)) == 1 else "attack success rate"
         gap = f"the {what} is the same at all {len(exits)} exits, so nothing goes along with it"
         return {"measure": measure, "spearman": empty_stat(len(exits)), "gap": gap}
-    limits = _bootstrap_spearman(x_E, filled_EN, there_EN, seed)
+    group_N = np.arange(table_EN.shape[1]) if groups is None else number_groups(groups)
+    limits = _bootstrap_spearman(x_E, filled_EN, there_EN, group_N, seed)
     return {"measure": measure, "spearman": {"value": value, **limits, "n": len(exits)}, "gap": gap}
 
 
 def _bootstrap_spearman(
-    x_E: Array, filled_EN: Array, there_EN: NDArray[np.bool_], seed: int
+    x_E: Array,
+    filled_EN: Array,
+    there_EN: NDArray[np.bool_],
+    group_N: NDArray[np.intp],
+    seed: int,
 ) -> dict[str, float | None]:
-    n = filled_EN.shape[1]
-    times_RN = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+    num_groups = int(group_N.max()) + 1
+    one_kind_G = np.zeros(num_groups, dtype=np.intp)
+    times_RG = draw_groups(one_kind_G, RESAMPLES, np.random.default_rng(seed))
+    times_RN = times_RG[:, group_N]
     counts_RE = times_RN @ there_EN.T
     usable = (counts_RE > 0).all(axis=1)
     rates_RE = (times_RN[usable] @ filled_EN.T) / counts_RE[usable]
     found_R = _rank_correlation(x_E, rates_RE)
     found = found_R[np.isfinite(found_R)].tolist()
     # Resamples without any difference between exits say nothing; too many, and no interval.
-    if n < 2 or len(found) < RESAMPLES // 2:
+    if num_groups < 2 or len(found) < RESAMPLES // 2:
         return {"low": None, "high": None}
     return {**percentile_limits(found)}
 

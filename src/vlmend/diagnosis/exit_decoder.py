@@ -1,6 +1,6 @@
 """Where in the decoder a vision exit acts: how far it moves a request along the safety direction.
 
-For every exit and decoder layer, the mean over requests of
+For every exit and decoder layer, the mean over things of the mean over a thing's requests of
 
     <x_exit - x_default, s> / <s, s>
 
@@ -8,9 +8,10 @@ at the last prompt token, s being the layer's safety direction (from unsafe to s
 `vlmend.diagnosis.shift`). Above 0 the exit makes requests look safer to the decoder than the
 default exit does, below 0 less safe; 1 is the distance between the mean unsafe and the mean safe
 text prompt. It says that the exit moves what the direction measures, not that this is why the
-answers change.
+answers change. Intervals are over things (`group_of`): requests about one thing in several
+pictures are moved alike, and do not say how another thing would be.
 
-Shapes: B = requests of a batch, L = layers with a direction, D = width.
+Shapes: N = requests, B = requests of a batch, L = layers with a direction, D = width.
 
 Reference: joins Bachu et al. (arXiv 2411.04291), exits, and Zou et al. (arXiv 2502.13095),
 projection on the safety direction; neither measures this.
@@ -24,8 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmend.diagnosis.intervals import average
+from vlmend.diagnosis.intervals import average_by_group
 from vlmend.errors import ConfigError, DataError
+from vlmend.evals.batches import run_in_batches
+from vlmend.evals.groups import group_of
 from vlmend.hooks.exits import VisionReplay
 from vlmend.hooks.record import record_layers
 from vlmend.models.spec import check_exit, check_layers
@@ -39,8 +42,6 @@ def measure_exit_decoder(
     samples: Sequence[Sample],
     exits: Sequence[int],
     batch_size: int = 32,
-    *,
-    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Mean position of every exit along the safety direction, relative to the default exit.
 
@@ -52,11 +53,11 @@ def measure_exit_decoder(
             are not measured.
         samples: Requests with pictures.
         exits: Vision exits, 0 .. N. The default exit is 0 at every layer by construction.
-        batch_size: Prompts per forward pass.
-        seed: Seed of the bootstrap over requests.
+        batch_size: Most prompts per forward pass; halved whenever memory runs out.
 
     Returns:
-        "decoder" records {"exit", "layer", "coefficient": Stat}, by exit, then by layer.
+        "decoder" records {"exit", "layer", "coefficient": Stat}, by exit, then by layer; n is
+        the number of things.
 
     Raises:
         ConfigError: No or unusable directions, an exit out of range, no batch size, or a model
@@ -67,26 +68,36 @@ def measure_exit_decoder(
     layers = sorted(directions)
     s_LD = torch.stack([directions[layer].double().cpu() for layer in layers])
     wanted = sorted(set(exits))
-    parts: dict[int, list[Tensor]] = {exit_layer: [] for exit_layer in wanted}
+    conversations = [sample.messages for sample in samples]
+    moved: dict[int, Tensor] = {
+        exit_layer: torch.zeros(len(samples), len(layers), dtype=torch.float64)
+        for exit_layer in wanted
+    }
     with VisionReplay(vlm) as replay:
-        for batch in _batches(samples, batch_size):
-            encoded = vlm.encode([sample.messages for sample in batch])
+
+        def run(places: list[int]) -> dict[int, Tensor]:
+            encoded = vlm.encode([conversations[place] for place in places])
             replay.exit = None
             default_BLD = _read(vlm, encoded, layers)
+            found: dict[int, Tensor] = {}
             for exit_layer in wanted:
                 replay.exit = exit_layer
                 is_default = exit_layer == vlm.default_exit
                 x_BLD = default_BLD if is_default else _read(vlm, encoded, layers)
-                moved_BL = ((x_BLD - default_BLD) * s_LD).sum(-1) / (s_LD * s_LD).sum(-1)
-                parts[exit_layer].append(moved_BL)
-            replay.clear()
+                found[exit_layer] = ((x_BLD - default_BLD) * s_LD).sum(-1) / (s_LD * s_LD).sum(-1)
+            return found
+
+        for places, found in run_in_batches(conversations, run, batch_size=batch_size):
+            for exit_layer, moved_BL in found.items():
+                moved[exit_layer][places] = moved_BL
+    groups = [group_of(sample) for sample in samples]
     return [
         {
             "exit": exit_layer,
             "layer": layer,
-            "coefficient": average(torch.cat(found)[:, column].tolist(), seed=seed),
+            "coefficient": average_by_group(moved_NL[:, column].tolist(), groups),
         }
-        for exit_layer, found in parts.items()
+        for exit_layer, moved_NL in moved.items()
         for column, layer in enumerate(layers)
     ]
 
@@ -95,18 +106,6 @@ def _read(vlm: Vlm, encoded: EncodedBatch, layers: Sequence[int]) -> Tensor:
     """(B, L, D) float64 states of the last prompt token, on the CPU."""
     recorded = record_layers(vlm, encoded, layers)
     return torch.stack([recorded[layer].double().cpu() for layer in layers], dim=1)
-
-
-def _batches(samples: Sequence[Sample], batch_size: int) -> list[list[Sample]]:
-    """Batches with the same number of pictures in each item."""
-    by_count: dict[int, list[Sample]] = {}
-    for sample in samples:
-        by_count.setdefault(len(sample.images), []).append(sample)
-    return [
-        group[start : start + batch_size]
-        for group in by_count.values()
-        for start in range(0, len(group), batch_size)
-    ]
 
 
 def _check(

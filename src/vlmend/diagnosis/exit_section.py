@@ -16,11 +16,11 @@ from vlmend.diagnosis.direction_checks import difference_by_layer
 from vlmend.diagnosis.embeddings import associate, measure_embeddings
 from vlmend.diagnosis.exit_decoder import measure_exit_decoder
 from vlmend.diagnosis.exits import distinct_exits, measure_grounding, sweep_exits
-from vlmend.diagnosis.four_sets import group_of
-from vlmend.diagnosis.plan import DiagnosisPlan, LoadedDiagnosis
+from vlmend.diagnosis.plan import DiagnosisPlan, LoadedDiagnosis, harmful_with_images
 from vlmend.diagnosis.scorers import AnswerScorer, load_reward, load_toxicity
 from vlmend.errors import DataError
 from vlmend.evals.arms import BASE
+from vlmend.evals.groups import group_of
 from vlmend.evals.run import Evaluation, describe_prompt
 from vlmend.judges.registry import get_judge
 from vlmend.models.vlm import Vlm
@@ -58,7 +58,7 @@ class ExitSection:
         suite = self.loaded.exits
         if suite is None:
             return {"gap": "no suite was named for vision exits"}
-        samples = [sample for sample in suite.samples if sample.images]
+        samples = harmful_with_images(suite)
         exits = distinct_exits(self.vlm)
         scorers, gaps = self._scorers()
         sweep = sweep_exits(
@@ -81,6 +81,7 @@ class ExitSection:
                     measure,
                     {row["exit"]: row[measure]["value"] for row in embeddings},
                     sweep.complied,
+                    groups=sweep.groups,
                     seed=self.plan.seed,
                 )
                 for measure in ("norm", "cka", "mahalanobis")
@@ -116,7 +117,7 @@ class ExitSection:
         """A measurement on items at exits, by content."""
         of = {
             "weights": self.vlm.weights_sha256,
-            "items": [[s.id, describe_prompt(s.messages)] for s in samples],
+            "items": [[s.id, group_of(s), describe_prompt(s.messages)] for s in samples],
             "exits": list(exits),
             "seed": self.plan.seed,
             **facts,
@@ -130,13 +131,17 @@ class ExitSection:
     ) -> list[dict[str, Any]]:
         return measure_embeddings(self.vlm, samples, exits, seed=self.plan.seed)
 
-    def _grounding(self, exits: Sequence[int]) -> list[dict[str, Any]]:
+    def _grounding(self, exits: Sequence[int]) -> list[dict[str, Any]] | dict[str, str]:
         suite = self.loaded.vqa
         if suite is None:
-            return []
-        judge = get_judge(self.plan.judge or suite.spec.default_judge)
+            return {"gap": "no suite of questions about pictures was named (--vqa-suite)"}
+        # Its own judge, whatever judges harm: it must know the right answer.
+        judge = get_judge(suite.spec.default_judge)
         samples = [sample for sample in suite.samples if sample.images]
-        return measure_grounding(self.evaluation, BASE, samples, judge, exits, seed=self.plan.seed)
+        try:
+            return measure_grounding(self.evaluation, BASE, samples, judge, exits)
+        except DataError as error:
+            return {"gap": str(error)}
 
     def _exit_decoder(
         self, samples: Sequence[Sample], exits: Sequence[int]

@@ -11,17 +11,16 @@ Deviation 1: the paper builds safe and unsafe sets from two fixed data sets; her
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 from vlmend.diagnosis.shift import TextBranch
-from vlmend.errors import ConfigError, DataError
+from vlmend.errors import DataError
 from vlmend.evals.captions import CaptionCache
-from vlmend.evals.text_branch import put_in_words, text_conversation
+from vlmend.evals.groups import group_of
+from vlmend.evals.text_branch import put_all_in_words, text_conversation
 from vlmend.models.vlm import Vlm
 from vlmend.suites.registry import get_suite, suite_names
 from vlmend.types import Conversation, Sample
@@ -37,28 +36,6 @@ SETS: tuple[tuple[Modality, SafetyLabel], ...] = (
 )
 """The four sets in the order of the records; a map's points name their set by its place here."""
 
-PICTURE_VARIANTS = (
-    "sd_typo",
-    "sd-typo",
-    "sd_ocr",
-    "sd-ocr",
-    "sd+ocr",
-    "sd",
-    "typo",
-    "ocr",
-    "icon",
-    "typographic",
-    "both",
-    "blank",
-    "noise",
-    "text",
-)
-"""Endings of item ids that tell how one request was put into a picture."""
-
-_VARIANT = re.compile(
-    rf"[-_/.:](?:{'|'.join(map(re.escape, PICTURE_VARIANTS))})$", flags=re.IGNORECASE
-)
-
 
 @dataclass(frozen=True, slots=True)
 class SetItem:
@@ -69,7 +46,7 @@ class SetItem:
         suite: Suite of the sample.
         modality: Whether it is asked with its images or in words.
         label: "unsafe" where complying would be harmful.
-        group: What must never be on both sides of a split; see `group_of`.
+        group: What must never be on both sides of a split; see `evals.groups.group_of`.
         conversation: What the model is asked.
     """
 
@@ -114,51 +91,22 @@ class FourSets:
         return records
 
 
-def group_of(sample: Sample) -> str:
-    """What a sample shares with others: the unit of splits and of intervals.
-
-    The first of these that the sample has:
-
-    1. `meta["thing"]`: what is asked for, in whatever suite, words or picture;
-    2. `meta["group"]`: what a suite declares;
-    3. `meta["instruction"]`: the sentence that a picture shows (FigStep draws the same ones in
-       two suites), compared without case and repeated spaces;
-    4. the id of the item without the ending that tells how it was put into a picture
-       (`PICTURE_VARIANTS` after one of "-_/.:"), e.g. "s/7" for "s/7-SD" and "s/7_typo".
-
-    Example:
-        >>> from vlmend.types import user
-        >>> group_of(Sample("s/7-SD_TYPO", "s", user("What is it?"), "benign"))
-        'item:s/7'
-    """
-    for key in ("thing", "group", "instruction"):
-        value = " ".join(sample.meta.get(key, "").casefold().split())
-        if value:
-            return f"{key}:{value}"
-    return f"item:{_VARIANT.sub('', sample.id)}"
-
-
-def build_four_sets(
-    samples: Sequence[Sample], in_words: TextBranch, *, batch_size: int = 16
-) -> FourSets:
+def build_four_sets(samples: Sequence[Sample], in_words: TextBranch) -> FourSets:
     """Build the four sets with captions made by a function.
 
     Args:
         samples: Of any suites, with and without images.
-        in_words: Puts the images of a batch in words; called with equal numbers of images.
-        batch_size: Most conversations per call of `in_words`.
+        in_words: Puts images in words; called once, with every conversation that has some.
 
     Raises:
         DataError: No sample has an image, a label is missing among those that have one, or two
             samples share an id.
-        ConfigError: `batch_size` is below 1.
         VlmendError: As `in_words`.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch size {batch_size} is not possible: at least 1.")
     _check(samples)
     with_images = [sample for sample in samples if sample.images]
-    twins = _in_words(with_images, in_words, batch_size)
+    words = in_words([sample.messages for sample in with_images])
+    twins = {sample.id: text for sample, text in zip(with_images, words, strict=True)}
     items = [_item(sample, "text", twins.get(sample.id, sample.messages)) for sample in samples] + [
         _item(sample, "vision-language", sample.messages) for sample in with_images
     ]
@@ -186,20 +134,24 @@ def build_with_self_captions(
         samples: Of any suites, with and without images.
         captions: Cache of captions.
         caption_tokens: Length limit of a caption in new tokens.
-        batch_size: Captions generated at a time.
+        batch_size: Most captions generated at a time; halved when memory runs out.
 
     Raises:
-        VlmendError: As `build_four_sets` and `CaptionCache.get_all`.
+        VlmendError: As `build_four_sets` and `put_all_in_words`.
     """
-    in_words = partial(put_in_words, vlm, captions=captions, caption_tokens=caption_tokens)
-    return build_four_sets(samples, in_words, batch_size=batch_size)
+
+    def in_words(conversations: Sequence[Conversation]) -> list[Conversation]:
+        return put_all_in_words(vlm, conversations, captions, caption_tokens, batch_size=batch_size)
+
+    return build_four_sets(samples, in_words)
 
 
 def build_with_given_captions(samples: Sequence[Sample]) -> FourSets:
     """Build the four sets with the captions that the samples bring in `meta["caption"]`.
 
     Raises:
-        DataError: As `build_four_sets`; or samples with images but without a caption.
+        DataError: As `build_four_sets`; samples with images but without a caption; or two samples
+            of one request and image whose captions differ.
     """
     missing = [s.id for s in samples if s.images and not s.meta.get("caption", "").strip()]
     if missing:
@@ -210,12 +162,9 @@ def build_with_given_captions(samples: Sequence[Sample]) -> FourSets:
     # By value: a text branch sees conversations, not samples. Pictures tell items apart; items
     # that are asked the very same thing of the very same picture must agree on its caption.
     captions: dict[Conversation, str] = {}
-    for sample in samples:
-        if (
-            sample.images
-            and captions.setdefault(sample.messages, sample.meta["caption"])
-            != (sample.meta["caption"])
-        ):
+    for sample in (sample for sample in samples if sample.images):
+        caption = sample.meta["caption"].strip()
+        if captions.setdefault(sample.messages, caption) != caption:
             raise DataError(
                 f"item {sample.id!r} repeats another item's request and image with another "
                 "caption. Give one caption, or leave one of the two items out."
@@ -228,22 +177,6 @@ def build_with_given_captions(samples: Sequence[Sample]) -> FourSets:
 def _item(sample: Sample, modality: Modality, conversation: Conversation) -> SetItem:
     label = "unsafe" if sample.label == "harmful" else "safe"
     return SetItem(sample.id, sample.suite, modality, label, group_of(sample), conversation)
-
-
-def _in_words(
-    samples: Sequence[Sample], in_words: TextBranch, batch_size: int
-) -> dict[str, Conversation]:
-    """Text twins by sample id, from batches with equal numbers of images."""
-    by_images: dict[int, list[Sample]] = {}
-    for sample in samples:
-        by_images.setdefault(len(sample.images), []).append(sample)
-    twins: dict[str, Conversation] = {}
-    for alike in by_images.values():
-        for start in range(0, len(alike), batch_size):
-            batch = alike[start : start + batch_size]
-            words = in_words([sample.messages for sample in batch])
-            twins |= {s.id: text for s, text in zip(batch, words, strict=True)}
-    return twins
 
 
 def _check(samples: Sequence[Sample]) -> None:

@@ -14,8 +14,9 @@ Deviation 1: the paper leaves perplexity and the number of points open; here per
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -112,6 +113,12 @@ def map_pacmap(
         return np.asarray(drawing.fit_transform(x_ND, init="pca"), dtype=np.float64), None
 
     return _draw("pacmap", embed, acts_ND, set_index_N, layer, settings)
+
+
+MAPS: Mapping[str, Callable[..., dict[str, Any]]] = MappingProxyType(
+    {"pca": map_pca, "tsne": map_tsne, "pacmap": map_pacmap}
+)
+"""Every map by name."""
 
 
 # ---- methods

@@ -6,7 +6,9 @@ Reference: Zou et al. (NeurIPS 2025, arXiv 2502.13095), cos(m, s) of jailbreaks 
 fail.
 
 Deviation 1: the paper shows distributions; here the separation of the two groups is also a
-number with an interval, the area under the ROC curve, resampled over things.
+number with an interval, the area under the ROC curve, resampled over things. Over all suites,
+answers are compared within their suite only: suites differ in cosine and in how often the model
+complies, and a pooled area would tell suites apart.
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlmend.diagnosis.findings import middle_layer
-from vlmend.diagnosis.intervals import average
+from vlmend.diagnosis.intervals import average_by_group, empty_stat
 from vlmend.diagnosis.shift import ShiftMeasurement, summarise_shift
-from vlmend.evals.ranking import Auroc, auroc
+from vlmend.evals.ranking import auroc
 from vlmend.types import Label, VerdictValue
 
 LEAST_ITEMS = 5
-"""Answers of each kind below which a separation is a stated gap."""
+"""Things with answers of each kind below which a separation is a stated gap. Things, not answers:
+answers about one thing tend to be alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,61 +71,90 @@ def shift_records(
 
 
 def separate_outcomes(
-    measured: ShiftMeasurement, items: Mapping[str, Measured]
+    measured: ShiftMeasurement, items: Mapping[str, Measured], *, seed: int = 0
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """How well cos(m, s) tells answers that complied from answers that refused.
 
     Args:
         measured: The shifts.
         items: What is known of every measured item, by its id.
+        seed: Seed of the bootstrap over things.
 
     Returns:
-        The "separation" section, by suite and layer, and one record over all suites in which an
-        item's score is its mean cosine over the later half of the layers.
+        The "separation" section, by suite and layer, and one record over all suites that have
+        `LEAST_ITEMS` things of each kind, in which answers are compared within their suite and
+        an item's score is its mean cosine over the later half of the layers.
     """
+    by_suite: dict[str, list[int]] = {}
+    for row, i in enumerate(measured.sample_ids):
+        if items[i].label == "harmful" and items[i].verdict in ("complied", "refused"):
+            by_suite.setdefault(items[i].suite, []).append(row)
+    suites = list(dict.fromkeys(m.suite for m in items.values() if m.label == "harmful"))
     records = [
-        {"suite": suite, "layer": layer, **_separation(measured, items, [column], suite)}
-        for suite in dict.fromkeys(m.suite for m in items.values() if m.label == "harmful")
+        {
+            "suite": suite,
+            "layer": layer,
+            **_separation(measured, items, by_suite.get(suite, []), [column], seed),
+        }
+        for suite in suites
         for column, layer in enumerate(measured.layers)
     ]
     half = len(measured.layers) // 2
     later = list(range(half, len(measured.layers)))
-    pooled = _separation(measured, items, later, None)
-    return records, {"layers": [measured.layers[c] for c in later], **pooled}
+    enough = [s for s in suites if _too_few(measured, items, by_suite.get(s, [])) is None]
+    rows = sorted(row for suite in enough for row in by_suite[suite])
+    pooled = _separation(measured, items, rows, later, seed)
+    if not enough:
+        pooled["gap"] = (
+            f"none of {len(suites)} suites has answers that complied about at least {LEAST_ITEMS} "
+            f"things and answers that refused about at least {LEAST_ITEMS}; answers of different "
+            "suites are not compared"
+        )
+    pooled_layers = [measured.layers[column] for column in later]
+    return records, {"layers": pooled_layers, "suites": enough, **pooled}
+
+
+def _too_few(
+    measured: ShiftMeasurement, items: Mapping[str, Measured], rows: Sequence[int]
+) -> str | None:
+    """Why answers that complied and refused cannot be told apart, if so."""
+    answers, things = {}, {}
+    for kind in ("complied", "refused"):
+        mine = [items[measured.sample_ids[row]] for row in rows]
+        groups = [item.group for item in mine if item.verdict == kind]
+        answers[kind], things[kind] = len(groups), len(set(groups))
+    if min(things.values()) >= LEAST_ITEMS:
+        return None
+    return (
+        f"{answers['complied']} answers about {things['complied']} things complied and "
+        f"{answers['refused']} about {things['refused']} refused: at least {LEAST_ITEMS} things "
+        "of each are needed to tell them apart"
+    )
 
 
 def _separation(
     measured: ShiftMeasurement,
     items: Mapping[str, Measured],
+    rows: Sequence[int],
     columns: Sequence[int],
-    suite: str | None,
+    seed: int,
 ) -> dict[str, Any]:
-    rows = [
-        row
-        for row, i in enumerate(measured.sample_ids)
-        if items[i].label == "harmful"
-        and items[i].verdict in ("complied", "refused")
-        and suite in (None, items[i].suite)
-    ]
-    ids = [measured.sample_ids[row] for row in rows]
-    complied = [items[i].verdict == "complied" for i in ids]
+    """The record of some rows: answers that complied or refused, compared within suites."""
+    chosen = [items[measured.sample_ids[row]] for row in rows]
+    complied = [item.verdict == "complied" for item in chosen]
     counts = {"n_complied": sum(complied), "n_refused": len(complied) - sum(complied)}
-    if min(counts.values()) < LEAST_ITEMS:
-        return {
-            "auroc": _stat(None, len(ids)),
-            **counts,
-            "gap": f"{counts['n_complied']} answers complied and {counts['n_refused']} refused: "
-            f"at least {LEAST_ITEMS} of each are needed to tell them apart",
-        }
-    scores = measured.cosine[rows][:, list(columns)].mean(dim=1).tolist()
-    area = auroc(scores, complied, groups=[items[i].group for i in ids])
-    return {"auroc": _stat(area, len(ids)), **counts, "gap": None}
-
-
-def _stat(area: Auroc | None, n: int) -> dict[str, Any]:
-    if area is None:
-        return {"value": None, "low": None, "high": None, "n": n}
-    return {"value": area.value, "low": area.low, "high": area.high, "n": n}
+    gap = _too_few(measured, items, rows)
+    if gap is not None:
+        return {"auroc": empty_stat(len(rows)), **counts, "gap": gap}
+    area = auroc(
+        measured.cosine[list(rows)][:, list(columns)].mean(dim=1).tolist(),
+        complied,
+        groups=[item.group for item in chosen],
+        strata=[item.suite for item in chosen],
+        seed=seed,
+    )
+    stat = {"value": area.value, "low": area.low, "high": area.high, "n": len(rows)}
+    return {"auroc": stat, **counts, "gap": None}
 
 
 def mean_shift(measured: ShiftMeasurement, items: Mapping[str, Measured]) -> dict[str, Any]:
@@ -130,14 +162,13 @@ def mean_shift(measured: ShiftMeasurement, items: Mapping[str, Measured]) -> dic
 
     Returns:
         A statistic with the layer: how far the picture moves a request towards safe, in
-        distances between mean unsafe and mean safe text.
+        distances between mean unsafe and mean safe text. The interval is over things, with the
+        safety direction taken as it was fitted: it does not hold the uncertainty of the
+        direction, nor what all items share through it.
     """
     layer = middle_layer(measured.layers)
     column = measured.layers.index(layer)
-    by_group: dict[str, list[float]] = {}
-    for row, i in enumerate(measured.sample_ids):
-        if items[i].label == "harmful":
-            value = float(measured.coefficient[row, column])
-            by_group.setdefault(items[i].group, []).append(value)
-    means = [sum(values) / len(values) for values in by_group.values()]
-    return {"layer": layer, **average(means)}
+    rows = [r for r, i in enumerate(measured.sample_ids) if items[i].label == "harmful"]
+    values = [float(measured.coefficient[row, column]) for row in rows]
+    groups = [items[measured.sample_ids[row]].group for row in rows]
+    return {"layer": layer, **average_by_group(values, groups)}

@@ -5,7 +5,6 @@ Shapes: G = groups, L = layers, R = resamples.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from vlmend.diagnosis.probes import LAYER_RULE, ProbeModality, ProbeRun, ProbeSet
 from vlmend.errors import ConfigError
-from vlmend.evals.clustered import clustered_rate
+from vlmend.evals.clustered import clustered_rate, draw_groups, newcombe_limits
 
 Floats = NDArray[np.float64]
 
@@ -52,7 +51,7 @@ def compare_modalities(
     if len(names) < 2:
         return {"gap": "the modalities cannot be compared: there is a single group."}
     tables: dict[ProbeModality, _Table] = {n: _Table(run, n, names) for n in run.sets}
-    times_RG = _draw_groups(tables, num_resamples, seed)
+    times_RG = draw_groups(_kinds(tables), num_resamples, np.random.default_rng(seed))
     ones_1G = np.ones((1, len(names)))
     text, images = tables["text"], tables["vision_language"]
     value_L = (text.accuracy(ones_1G) - images.accuracy(ones_1G))[0]
@@ -114,17 +113,10 @@ class _Table:
         return np.mean(shares, axis=0)
 
 
-def _draw_groups(tables: dict[ProbeModality, _Table], num_resamples: int, seed: int) -> Floats:
-    """How often each group is drawn (R, G), among groups that hold the same sets."""
+def _kinds(tables: dict[ProbeModality, _Table]) -> NDArray[np.intp]:
+    """The kind of each group (G,): which of the sets it holds."""
     held = [items_G > 0 for table in tables.values() for items_G in table.items]
-    kind_G = sum(2**bit * has_G for bit, has_G in enumerate(held))
-    generator = np.random.default_rng(seed)
-    times_RG = np.zeros((num_resamples, len(held[0])))
-    for kind in np.unique(kind_G):
-        members = np.flatnonzero(kind_G == kind)
-        even = np.full(len(members), 1 / len(members))
-        times_RG[:, members] = generator.multinomial(len(members), even, size=num_resamples)
-    return times_RG
+    return np.asarray(sum(2**bit * has_G for bit, has_G in enumerate(held)), dtype=np.intp)
 
 
 def _newcombe(run: ProbeRun, layer: int) -> tuple[float, float]:
@@ -138,7 +130,5 @@ def _newcombe(run: ProbeRun, layer: int) -> tuple[float, float]:
         assert rate.low is not None, "a probe has several groups"
         assert rate.high is not None, "a probe has several groups"
         limits.append((rate.rate, rate.low, rate.high))
-    (a, a_low, a_high), (b, b_low, b_high) = limits
-    low = a - b - math.hypot(a - a_low, b_high - b)
-    high = a - b + math.hypot(a_high - a, b - b_low)
-    return max(-1.0, low), min(1.0, high)
+    text, images = limits
+    return newcombe_limits(images, text)

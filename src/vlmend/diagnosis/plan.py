@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vlmend.errors import ConfigError, DataError
+from vlmend.diagnosis.maps import MAPS
+from vlmend.errors import ConfigError, DataError, UnknownNameError
 from vlmend.evals.run import check_images
 from vlmend.judges.registry import get_judge
 from vlmend.suites.registry import SuiteSpec, get_suite, load_suite
@@ -20,11 +21,14 @@ class DiagnosisPlan:
         exit_suite: Suite with images on which vision exits are measured; None leaves exits out.
         vqa_suite: Utility suite with images for grounding; None leaves it out.
         limit: First so many items of every suite; None for all.
+        exit_limit: First so many items of the suites for exits and grounding; None for `limit`.
         control_items: Harmful items that are also asked with control pictures.
-        judge: Judge of all answers; None for each suite's default judge.
+        judge: Judge of answers to harmful requests; None for each suite's default judge. Questions
+            about pictures are always judged by their suite's own, which knows the answers.
         max_new_tokens: Length limit of an answer.
         caption_tokens: Length limit of a self-caption.
         batch_size: Prompts a batch; None chooses.
+        maps: Of "pca", "tsne" and "pacmap" (which needs the extra "maps").
         question: Question of self-classification; "{request}" stands for the item's request.
         reward_model: Folder or id of a sequence classifier that scores answers; None for none.
         toxicity: Score answers with Detoxify.
@@ -36,11 +40,13 @@ class DiagnosisPlan:
     exit_suite: str | None = None
     vqa_suite: str | None = None
     limit: int | None = 120
+    exit_limit: int | None = None
     control_items: int = 40
     judge: str | None = None
     max_new_tokens: int = 64
     caption_tokens: int = 128
     batch_size: int | None = None
+    maps: tuple[str, ...] = ("pca", "tsne")
     question: str | None = None
     reward_model: str | None = None
     toxicity: bool = False
@@ -50,6 +56,9 @@ class DiagnosisPlan:
     def __post_init__(self) -> None:
         if not self.suites:
             raise ConfigError("no suite to diagnose on. Name at least one with --suite.")
+        for name in self.maps:
+            if name not in MAPS:
+                raise UnknownNameError("map", name, MAPS)
 
 
 @dataclass(frozen=True)
@@ -106,22 +115,32 @@ def load_plan(plan: DiagnosisPlan) -> LoadedDiagnosis:
     if plan.judge is not None:
         get_judge(plan.judge)
 
-    def load(name: str) -> LoadedSuite:
+    def load(name: str, limit: int | None) -> LoadedSuite:
         spec = get_suite(name.partition("=")[0].strip())
         get_judge(plan.judge or spec.default_judge)
-        return LoadedSuite(spec.name, spec, tuple(load_suite(name, plan.limit)))
+        return LoadedSuite(spec.name, spec, tuple(load_suite(name, limit)))
 
+    at_exits = plan.exit_limit or plan.limit
     loaded = LoadedDiagnosis(
         plan,
-        tuple(load(name) for name in plan.suites),
-        load(plan.exit_suite) if plan.exit_suite else None,
-        load(plan.vqa_suite) if plan.vqa_suite else None,
+        tuple(load(name, plan.limit) for name in plan.suites),
+        load(plan.exit_suite, at_exits) if plan.exit_suite else None,
+        load(plan.vqa_suite, at_exits) if plan.vqa_suite else None,
     )
-    for suite in (loaded.exits, loaded.vqa):
-        if suite is not None and not any(sample.images for sample in suite.samples):
-            raise DataError(
-                f"suite {suite.name!r} has no images, so vision exits change nothing in it. Name "
-                "a suite with images."
-            )
+    if loaded.vqa is not None and not any(sample.images for sample in loaded.vqa.samples):
+        raise DataError(
+            f"suite {loaded.vqa.name!r} has no images, so no answer depends on a picture. Name a "
+            "suite of questions about pictures."
+        )
+    if loaded.exits is not None and not harmful_with_images(loaded.exits):
+        raise DataError(
+            f"suite {loaded.exits.name!r} has no harmful item with an image, so there is no attack "
+            "success at vision exits. Name another --exit-suite, or leave exits out."
+        )
     check_images(sample for suite in loaded.all for sample in suite.samples)
     return loaded
+
+
+def harmful_with_images(suite: LoadedSuite) -> list[Sample]:
+    """The items of a suite on which an attack through pictures can succeed."""
+    return [sample for sample in suite.samples if sample.images and sample.label == "harmful"]

@@ -25,10 +25,11 @@ from torch import Tensor
 
 from vlmend.diagnosis.four_sets import Modality, SafetyLabel, SetItem
 from vlmend.errors import ConfigError, DataError, ModelError
+from vlmend.evals.batches import run_in_batches
 from vlmend.evals.clustered import clustered_rate
 from vlmend.evals.ranking import auroc
 from vlmend.models.vlm import Vlm
-from vlmend.types import Conversation, conversation_images
+from vlmend.types import Conversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +179,7 @@ def classify_itself(
         vlm: The model; repairs that are hooks apply, middlewares do not.
         items: Conversations of the four sets.
         settings: How to ask.
-        batch_size: Prompts per forward pass, at least 1.
+        batch_size: Most prompts per forward pass, at least 1; halved when memory runs out.
         progress: Called as progress(done, total) after every batch.
 
     Returns:
@@ -189,33 +190,23 @@ def classify_itself(
         DataError: A text or image that cannot be used.
         ModelError: The tokenizer cannot tell the answers apart, or logits are not finite.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch size {batch_size} is not possible: at least 1.")
     settings = settings or SelfClassificationSettings()
     tokens = find_answer_tokens(vlm.tokenizer, settings)
     asked = [question_conversation(item.conversation, settings.template) for item in items]
-    answers: dict[int, SelfAnswer] = {}
-    for rows in _batches(asked, batch_size):
+
+    def ask(rows: list[int]) -> tuple[list[float], list[float]]:
         with torch.no_grad():
             logits_BV = vlm.forward_prompt(vlm.encode([asked[row] for row in rows])).cpu()
-        scores, masses = (values.tolist() for values in read_answer(logits_BV, tokens))
+        score_B, mass_B = read_answer(logits_BV, tokens)
+        return score_B.tolist(), mass_B.tolist()
+
+    answers: dict[int, SelfAnswer] = {}
+    for rows, (scores, masses) in run_in_batches(asked, ask, batch_size=batch_size):
         for row, score, mass in zip(rows, scores, masses, strict=True):
             answers[row] = _answer(vlm, items[row], score, mass)
         if progress:
             progress(len(answers), len(items))
     return [answers[row] for row in range(len(items))]
-
-
-def _batches(conversations: Sequence[Conversation], batch_size: int) -> list[list[int]]:
-    """Rows in batches with equal numbers of images, prompts of like length together."""
-    images = [len(conversation_images(conversation)) for conversation in conversations]
-    lengths = [sum(len(m.text) for m in conversation) for conversation in conversations]
-    batches: list[list[int]] = []
-    for row in sorted(range(len(images)), key=lambda row: (images[row], lengths[row], row)):
-        if not batches or len(batches[-1]) == batch_size or images[batches[-1][0]] != images[row]:
-            batches.append([])
-        batches[-1].append(row)
-    return batches
 
 
 def _answer(vlm: Vlm, item: SetItem, score: float, mass: float) -> SelfAnswer:
@@ -291,7 +282,8 @@ def _summarise(
         "accuracy": clustered_rate(right, groups, unsafe).record(),
         "auroc": {"value": area.value, "low": area.low, "high": area.high, "n": len(answers)},
         "mass_median": mass,
-        "gap": _explain_gap(mass, unsafe, settings),
+        # Of a single suite there is nothing to add: the record over all suites says it.
+        "gap": _explain_gap(mass, unsafe, settings) if suite is None else None,
     }
 
 

@@ -4,7 +4,7 @@ Each is a pure function: float64 inside, float32 out, an error instead of a dire
 data show none. All have the length at which the step from the mean unsafe to the mean safe
 activation has the coordinate 1 along row 0, so that coordinates compare between them.
 
-Shapes: N = safe items, M = unsafe items, P = pairs, G = groups, K = rank, D = width.
+Shapes: N = safe items, M = unsafe items, G = groups, K = rank, D = width.
 """
 
 from __future__ import annotations
@@ -95,45 +95,36 @@ def logistic_probe(
     return _with_sense(torch.from_numpy(probe.coef_[0]) / scale_D, difference_D, name)
 
 
-def paired_pca(
-    safe_ND: Tensor, unsafe_MD: Tensor, *, paired: bool = False, seed: int = 0
-) -> Direction:
+def paired_pca(safe_ND: Tensor, unsafe_MD: Tensor, *, seed: int = 0) -> Direction:
     """The first principal component, uncentred, of differences between safe and unsafe items.
 
     Args:
         safe_ND: (N, D) activations of safe prompts, N >= 1.
         unsafe_MD: (M, D) activations of unsafe ones, M >= 1.
-        paired: Row i of both is one pair.
-        seed: Of the random matching, if they are not paired.
+        seed: Of the random matching.
 
     Returns:
         Rank 1; its sign is that of the mean difference.
 
     Raises:
-        DataError: As `difference_in_means`; paired sets of different sizes; or the component is
-            at right angles to the mean difference, so that it has no safe side.
+        DataError: As `difference_in_means`; or the component is at right angles to the mean
+            difference, so that it has no safe side.
 
     Reference:
         Zou et al., Representation Engineering (arXiv 2310.01405), reading vectors (LAT).
 
     Deviation:
-        1. Sets that are not paired are matched at random (seeded), min(N, M) pairs without
-           repeats; the paper pairs items that differ in the concept alone.
+        1. Items are matched at random (seeded), min(N, M) pairs without repeats; the paper
+           pairs items that differ in the concept alone, which suites of requests do not have.
         2. The differences are not centred and all point from unsafe to safe. The paper shuffles
            the order within pairs and centres, which serves the same end.
     """
     name = "paired-pca"
     safe_ND, unsafe_MD = _checked(safe_ND, unsafe_MD, name)
     difference_D = _mean_difference(safe_ND, unsafe_MD, name)
-    if paired and len(safe_ND) != len(unsafe_MD):
-        raise DataError(
-            f"{len(safe_ND)} safe and {len(unsafe_MD)} unsafe items are no pairs. Give as many of "
-            "one as of the other, or paired=False."
-        )
-    if not paired:
-        pairs, random = min(len(safe_ND), len(unsafe_MD)), np.random.default_rng(seed)
-        safe_ND = safe_ND[random.permutation(len(safe_ND))[:pairs]]
-        unsafe_MD = unsafe_MD[random.permutation(len(unsafe_MD))[:pairs]]
+    pairs, random = min(len(safe_ND), len(unsafe_MD)), np.random.default_rng(seed)
+    safe_ND = safe_ND[random.permutation(len(safe_ND))[:pairs]]
+    unsafe_MD = unsafe_MD[random.permutation(len(unsafe_MD))[:pairs]]
     components = torch.linalg.svd(safe_ND - unsafe_MD, full_matrices=False).Vh
     first_D = components[0]
     return _with_sense(first_D if first_D @ difference_D > 0 else -first_D, difference_D, name)

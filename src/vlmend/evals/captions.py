@@ -69,8 +69,6 @@ class CaptionCache:
         prompts = [caption_conversation(conversation) for conversation in conversations]
         keys = [_key(vlm, prompt, settings) for prompt in prompts]
         missing = {k: prompt for k, prompt in zip(keys, prompts, strict=True) if k not in known}
-        self.hits += len(keys) - len(missing)
-        self.misses += len(missing)
         if missing:
             answers = vlm.generate_plain(list(missing.values()), settings)
             found = {
@@ -79,6 +77,9 @@ class CaptionCache:
             if self._file:
                 self._file.append({"key": k, "caption": v} for k, v in found.items())
             known |= found
+        # At the end: a batch that memory was too small for comes again in parts.
+        self.hits += len(keys) - len(missing)
+        self.misses += len(missing)
         return [known[key] for key in keys]
 
     def _load(self) -> dict[str, str]:

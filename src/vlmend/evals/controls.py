@@ -5,7 +5,8 @@ A twin asks the same with the same label and reference; only its pictures are re
 - "blank": uniform grey, of the size of the original;
 - "noise": every pixel drawn at random, of the size of the original, from a seed that is the
   item's id: the same in every run, another in every item;
-- "unrelated": the pictures of another item of the same suite that shows something else;
+- "unrelated": the pictures of another item of the same suite that is about something else, i.e.
+  of another group (`evals.groups.group_of`), and shares no picture with it;
 - "none": no picture at all.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Literal, get_args
@@ -22,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from vlmend.errors import ConfigError, DataError
+from vlmend.evals.groups import group_of
 from vlmend.images import image_sha256, open_image
 from vlmend.types import Conversation, ImageRef, Message, Sample
 
@@ -30,9 +32,6 @@ CONTROL_KINDS: tuple[ControlKind, ...] = get_args(ControlKind)
 
 GREY = (128, 128, 128)
 """The colour of blank pictures: the middle of the range, neither black nor white paper."""
-
-_SUBJECT_KEYS = ("thing", "question", "instruction", "category", "topic")
-"""Facts of an item that say what its picture shows; the first that it has counts."""
 
 
 def replace_images(samples: Sequence[Sample], kind: ControlKind) -> list[Sample]:
@@ -51,7 +50,7 @@ def replace_images(samples: Sequence[Sample], kind: ControlKind) -> list[Sample]
     Raises:
         ConfigError: An unknown kind.
         DataError: A sample without a picture, a picture that cannot be opened, or, for
-            "unrelated", no item of the same suite that shows something else.
+            "unrelated", no item of the same suite that is about something else.
 
     Example:
         >>> from vlmend.types import user
@@ -76,9 +75,12 @@ def replace_images(samples: Sequence[Sample], kind: ControlKind) -> list[Sample]
 
 
 def strip_images(conversation: Conversation) -> Conversation:
-    """The same turns in the same order, without their pictures."""
+    """The same turns in the same order, without their pictures.
+
+    What a turn says around its pictures becomes one text; turns without pictures stay as they are.
+    """
     return tuple(
-        replace(message, content=tuple(p for p in message.content if isinstance(p, str)))
+        replace(message, content=(message.text,)) if message.images else message
         for message in conversation
     )
 
@@ -160,8 +162,8 @@ def _exchange_images(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def _match_donors(suite: Sequence[Sample], places: Sequence[int]) -> dict[int, int]:
-    """For each item the place of one that shows something else, spread over the suite."""
-    shows = _subject_of(suite)
+    """For each item the place of one that is about something else, spread over the suite."""
+    groups = [group_of(sample) for sample in suite]
     bytes_of = [tuple(image_sha256(image) for image in sample.images) for sample in suite]
     count = len(suite)
     donors: dict[int, int] = {}
@@ -172,23 +174,18 @@ def _match_donors(suite: Sequence[Sample], places: Sequence[int]) -> dict[int, i
             (
                 j
                 for j in candidates
-                if shows(suite[i]) != shows(suite[j]) and not set(bytes_of[i]) & set(bytes_of[j])
+                if groups[i] != groups[j] and not set(bytes_of[i]) & set(bytes_of[j])
             ),
             None,
         )
         if found is None:
             raise DataError(
                 f"no unrelated picture for {suite[i].id!r}: every other of the {count} given "
-                f"items of suite {suite[i].suite!r} shows the same. Give more items."
+                f"items of suite {suite[i].suite!r} is about the same thing, or has the same "
+                "picture. Give more items."
             )
         donors[place] = places[found]
     return donors
-
-
-def _subject_of(suite: Sequence[Sample]) -> Callable[[Sample], str]:
-    """How to tell what an item shows: by the first fact that all items have, else by its id."""
-    key = next((k for k in _SUBJECT_KEYS if all(k in s.meta for s in suite)), None)
-    return (lambda s: s.id) if key is None else (lambda s: s.meta[key])
 
 
 def _cycle(images: Sequence[ImageRef], count: int) -> list[ImageRef]:

@@ -1,6 +1,5 @@
 """What the projector is fed: the tokens of the image encoder, at every exit.
 
-`recording_projector` notes the input of the projector in whatever runs inside.
 `record_projector_inputs` runs the vision part alone, item after item: the blocks once per item
 for all exits (see `VisionReplay`), and nothing from the projector on.
 
@@ -13,11 +12,10 @@ Shapes: T = tokens of all images of an item, V = width of the projector's input.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vlmend.errors import ConfigError, DataError, ModelError
@@ -27,65 +25,19 @@ from vlmend.models.vlm import EncodedBatch, Vlm
 from vlmend.types import Conversation, conversation_images
 
 
-@dataclass(frozen=True, slots=True)
-class ProjectorInput:
-    """What one call of the projector was given.
-
-    Attributes:
-        features: The tensor as it came, an own copy: (..., V), see the module docstring.
-    """
-
-    features: Tensor
-
-    @property
-    def tokens(self) -> Tensor:
-        """(tokens, V): everything flattened but the width, in the order the projector sees."""
-        return self.features.flatten(0, -2)
-
-
 class _ProjectorReachedError(Exception):
     """Ends a forward pass at the projector: nothing after it is wanted.
 
     Never seen outside of this module. Families name and nest their image functions
     differently; that every pass with an image calls the projector is what all share.
+
+    Attributes:
+        features: What the projector was given, as it came: (..., V), see the module docstring.
     """
 
-
-@contextmanager
-def recording_projector(vlm: Vlm) -> Generator[list[ProjectorInput]]:
-    """Record the projector's input in whatever runs inside; the hook is removed whatever happens.
-
-    Args:
-        vlm: The model.
-
-    Yields:
-        A list that grows by one entry per call of the projector: one per batch with images
-        (not one per generated token). Own copies, on the model's device, in its dtype.
-    """
-    with _at_projector(vlm, stop=False) as inputs:
-        yield inputs
-
-
-@contextmanager
-def _at_projector(vlm: Vlm, *, stop: bool) -> Generator[list[ProjectorInput]]:
-    inputs: list[ProjectorInput] = []
-
-    def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
-        if given is None:
-            raise ModelError(
-                f"the projector {vlm.spec.projector!r} of {vlm.name!r} was called without a "
-                f"tensor, although {vlm.spec.title} models are known to give it one."
-            )
-        inputs.append(ProjectorInput(given.detach().clone()))
-        if stop:
-            raise _ProjectorReachedError
-
-    handle = vlm.projector.register_forward_pre_hook(note, with_kwargs=True)
-    try:
-        yield inputs
-    finally:
-        handle.remove()
+    def __init__(self, features: Tensor) -> None:
+        super().__init__()
+        self.features = features
 
 
 def record_projector_inputs(
@@ -125,11 +77,24 @@ def record_projector_inputs(
 
 
 def _read_tokens(vlm: Vlm, encoded: EncodedBatch) -> Tensor:
-    with _at_projector(vlm, stop=True) as inputs:
-        try:
-            vlm.forward_prompt(encoded)
-        except _ProjectorReachedError:
-            return _drop_empty_tiles(inputs[0], encoded).float().cpu()
+    def stop(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
+        if given is None:
+            raise ModelError(
+                f"the projector {vlm.spec.projector!r} of {vlm.name!r} was called without a "
+                f"tensor, although {vlm.spec.title} models are known to give it one."
+            )
+        raise _ProjectorReachedError(given.detach())
+
+    handle = vlm.projector.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        vlm.forward_prompt(encoded)
+    except _ProjectorReachedError as reached:
+        tokens = _drop_empty_tiles(reached.features, encoded)
+        # A copy: the blocks' states are kept, and read again for the next exit.
+        return tokens.to("cpu", torch.float32, copy=True)
+    finally:
+        handle.remove()
     raise ModelError(
         f"the projector {vlm.spec.projector!r} of {vlm.name!r} did not run on a prompt with "
         f"{encoded.num_images} image(s), although {vlm.spec.title} models are known to run it. "
@@ -137,12 +102,12 @@ def _read_tokens(vlm: Vlm, encoded: EncodedBatch) -> Tensor:
     )
 
 
-def _drop_empty_tiles(given: ProjectorInput, encoded: EncodedBatch) -> Tensor:
-    """The tokens, without tiles that hold no picture: what stands there is not looked at."""
+def _drop_empty_tiles(features: Tensor, encoded: EncodedBatch) -> Tensor:
+    """(T, V) tokens, without tiles that hold no picture: what stands there is not looked at."""
     mask = encoded.inputs.get("aspect_ratio_mask")  # (items, images, tiles), 1 where filled
-    if mask is None or given.features.shape[: mask.dim()] != mask.shape:
-        return given.tokens
-    return given.features[mask.bool()].flatten(0, -2)
+    if mask is not None and features.shape[: mask.dim()] == mask.shape:
+        features = features[mask.bool()]
+    return features.flatten(0, -2)
 
 
 def _check(vlm: Vlm, conversations: Sequence[Conversation], exits: Sequence[int]) -> None:

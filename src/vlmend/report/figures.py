@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmend.errors import RunError
+import vlmend
 from vlmend.report.charts import Series
 from vlmend.report.diagnosis.draw import MAX_WIDE, MIN_VIOLIN, density, jitter, scatter_frame
 from vlmend.report.diagnosis.figure import (
@@ -27,14 +27,18 @@ from vlmend.report.diagnosis.figure import (
     Violin,
     Violins,
 )
-from vlmend.report.diagnosis.page import build_parts
+from vlmend.report.diagnosis.page import Part, build_parts
 from vlmend.report.diagnosis.read import read_diagnosis
 from vlmend.report.wording import number, percent_words
-from vlmend.runs import replacing
+from vlmend.runs import read_json, replacing, write_json
+from vlmend.types import sha256_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Sheet
+
+LISTING = "figures.json"
+"""What the folder holds, and of which numbers."""
 
 COLUMN, PAGE = 3.25, 6.75
 """Inches: one column and the full width of a two-column page."""
@@ -341,18 +345,31 @@ def write_figures(diagnosis: Mapping[str, Any], folder: Path) -> list[Path]:
         folder: Where to write; made if need be.
 
     Returns:
-        The files written, in the order of the page.
+        The files, in the order of the page; none when every section is missing or a gap. Figures
+        that are there already, drawn from the same numbers by the same version, are left alone.
 
     Raises:
         RunError: Another schema, a malformed section, or the folder cannot be written.
     """
+    records = read_diagnosis(diagnosis)
+    facts = {k: v for k, v in diagnosis.items() if k not in ("created", "cost", "reproduce")}
+    identity = sha256_json([vlmend.__version__, facts])
+    listing = folder / LISTING
+    known = read_json(listing) if listing.exists() else {}
+    if known.get("of") == identity and all((folder / name).exists() for name in known["files"]):
+        return [folder / name for name in known["files"]]
+    paths = _draw_all(build_parts(records), folder)
+    write_json(listing, {"of": identity, "files": [path.name for path in paths]})
+    return paths
+
+
+def _draw_all(parts: Sequence[Part], folder: Path) -> list[Path]:
     import matplotlib
 
-    records = read_diagnosis(diagnosis)
     paths: list[Path] = []
     settings: Any = dict(SETTINGS)
     with matplotlib.rc_context(settings):
-        for figure in (item for part in build_parts(records) for item in part.figures):
+        for figure in (item for part in parts for item in part.figures):
             for name, plots in _files(figure):
                 sheet = _sheet(plots)
                 for kind, metadata in FORMATS.items():
@@ -360,9 +377,4 @@ def write_figures(diagnosis: Mapping[str, Any], folder: Path) -> list[Path]:
                     with replacing(path) as temporary:
                         sheet.savefig(temporary, format=kind, metadata=dict(metadata))
                     paths.append(path)
-    if not paths:
-        raise RunError(
-            "the diagnosis holds nothing that can be drawn: every section is missing or states a "
-            "gap. Run `vlmend diagnose` with more of its measurements."
-        )
     return paths

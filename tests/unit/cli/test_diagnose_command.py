@@ -21,7 +21,7 @@ def test_the_page_and_its_figures_are_written(
     assert "verdict" in done.out
     assert "Where the four sets lie" in (out / "report.html").read_text()
     suffixes = {path.suffix for path in (out / "figures").iterdir()}
-    assert suffixes == {".svg", ".pdf"}
+    assert suffixes == {".svg", ".pdf", ".json"}
     repeated = command("diagnose", str(saved("llava")), *SUITES, *SMALL, "--out", str(out))
     assert repeated.code == 2
     assert "--resume" in repeated.err

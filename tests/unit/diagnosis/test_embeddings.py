@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import spearmanr, t
 from sklearn.covariance import LedoitWolf
 from sklearn.datasets import make_spd_matrix
 
@@ -20,6 +22,7 @@ from vlmend.diagnosis.embeddings import (
     fit_token_statistics,
     measure_embeddings,
 )
+from vlmend.diagnosis.intervals import average
 from vlmend.errors import ConfigError, DataError
 from vlmend.hooks.exits import exit_vision_at
 from vlmend.models.vlm import Vlm
@@ -93,9 +96,26 @@ def test_the_jackknife_leaves_one_out(rng: np.random.Generator) -> None:
     rest = [debiased_cka(np.delete(x_NV, i, 0), np.delete(y_NV, i, 0)) for i in range(12)]
     error = math.sqrt(11 * np.var(np.asarray(rest, dtype=float)))
     assert found["value"] == pytest.approx(debiased_cka(x_NV, y_NV))
-    assert found["low"] == pytest.approx(found["value"] - 1.96 * error, abs=1e-4)
-    assert found["high"] == pytest.approx(min(1, found["value"] + 1.96 * error), abs=1e-4)
+    half = float(t.ppf(0.975, 11)) * error
+    assert found["low"] == pytest.approx(found["value"] - half, abs=1e-4)
+    assert found["high"] == pytest.approx(min(1, found["value"] + half), abs=1e-4)
     assert found["n"] == 12
+
+
+def test_the_jackknife_leaves_a_thing_out(rng: np.random.Generator) -> None:
+    x_NV = rng.normal(size=(12, 3))
+    y_NV = x_NV + 0.7 * rng.normal(size=(12, 3))
+    number = np.array([0, 1, 2, 0, 1, 2, 3, 3, 3, 4, 4, 5])
+    found = cka_with_interval(x_NV, y_NV, [f"thing {g}" for g in number])
+    rest = [debiased_cka(x_NV[number != g], y_NV[number != g]) for g in range(6)]
+    half = float(t.ppf(0.975, 5)) * math.sqrt(5 * np.var(np.asarray(rest, dtype=float)))
+    assert found["value"] == pytest.approx(debiased_cka(x_NV, y_NV))
+    assert found["low"] == pytest.approx(max(-1, found["value"] - half), abs=1e-4)
+    assert found["high"] == pytest.approx(min(1, found["value"] + half), abs=1e-4)
+    # Without the first thing three items are left; with a single thing nothing.
+    for names in (["a"] * 9 + ["b"] * 3, ["a"] * 12):
+        alone = cka_with_interval(x_NV, y_NV, names)
+        assert (alone["value"], alone["low"]) == (found["value"], None)
 
 
 # ---- Mahalanobis
@@ -177,6 +197,35 @@ def test_a_picture_counts_once() -> None:
     assert once[0]["norm"]["n"] == 6
 
 
+def test_intervals_are_over_what_pictures_are_of() -> None:
+    vlm = tiny_vlm("llava")
+    given = samples([0, 1, 2, 3, 4, 5, 6, 7])
+    things = ["cup", "cake", "cup", "pot", "cake", "bun", "pot", "bun"]
+    named = [replace(s, meta={"thing": name}) for s, name in zip(given, things, strict=True)]
+    (plain,), (found,) = (measure_embeddings(vlm, g, [1], seed=4) for g in (given, named))
+    norms = [np.linalg.norm(projector_tokens(vlm, s, 1), axis=1).mean() for s in given]
+    centred = np.asarray(norms) - np.mean(norms)
+    sums = [sum(c for c, name in zip(centred, things, strict=True) if name == of) for of in things]
+    error = math.sqrt(4 / 3 * float(np.square(sums).sum()) / 2) / 8
+    half = float(t.ppf(0.975, 3)) * error
+    assert found["norm"]["value"] == plain["norm"]["value"]
+    assert found["norm"]["high"] - found["norm"]["value"] == pytest.approx(half, rel=1e-3)
+    # Measured on the later four of this order, of fewer things than pictures.
+    order = np.random.default_rng(4).permutation(8)
+    assert len({things[i] for i in order[4:]}) < 4
+    tokens = {e: [projector_tokens(vlm, given[i], e) for i in order] for e in (1, vlm.default_exit)}
+    own = LedoitWolf().fit(np.concatenate(tokens[vlm.default_exit][:4]))
+    distances = [np.sqrt(own.mahalanobis(x) / x.shape[1]).mean() for x in tokens[1][4:]]
+    expected = average(distances, groups=[things[i] for i in order[4:]])
+    assert expected != average(distances, groups=[things[i] for i in order[:4]])
+    assert found["mahalanobis"] == pytest.approx(
+        {**expected, "low": max(0, expected["low"])}, rel=1e-3
+    )
+    for measure in ("mahalanobis", "cka"):
+        assert found[measure]["value"] == plain[measure]["value"]
+        assert found[measure]["low"] != plain[measure]["low"]
+
+
 def test_few_pictures_are_stated_gaps() -> None:
     vlm = tiny_vlm("llava")
     (one,) = measure_embeddings(vlm, samples([0, 0]), [1])
@@ -230,9 +279,8 @@ def test_the_correlation_is_scipys() -> None:
     values = {0: 9.0, 1: 4.0, 2: 5.0, 3: 5.0, 4: 1.0}
     found = associate("norm", values, COMPLIED)
     rates = [np.mean(COMPLIED[e]) for e in values]
-    assert found["spearman"]["value"] == pytest.approx(
-        spearmanr(list(values.values()), rates).statistic
-    )
+    expected: Any = spearmanr(list(values.values()), rates)
+    assert found["spearman"]["value"] == pytest.approx(expected.statistic)
     assert found["spearman"]["n"] == 5
     assert found["measure"] == "norm"
     assert found["gap"] is None
@@ -247,6 +295,19 @@ def test_unscored_items_and_exits_are_left_out() -> None:
     assert associate("cka", values, complied) == plain
     holes = {e: [None, *row[1:]] for e, row in COMPLIED.items()}
     assert associate("cka", values, holes)["spearman"]["n"] == 5
+
+
+def test_the_interval_of_the_correlation_is_over_things() -> None:
+    values = {e: -float(e) for e in range(5)}
+    names = [f"thing {i}" for i in range(40)]
+    once = associate("cka", values, COMPLIED, groups=names)
+    often = {e: row * 6 for e, row in COMPLIED.items()}
+    assert associate("cka", values, COMPLIED) == once
+    assert associate("cka", values, often, groups=names * 6) == once
+    loose = associate("cka", values, often)["spearman"]
+    assert loose["low"] > once["spearman"]["low"]
+    one_thing = associate("cka", values, COMPLIED, groups=["a"] * 40)["spearman"]
+    assert (one_thing["value"], one_thing["low"]) == (once["spearman"]["value"], None)
 
 
 def test_gaps_of_the_association() -> None:
@@ -265,3 +326,5 @@ def test_gaps_of_the_association() -> None:
 def test_items_must_be_the_same() -> None:
     with pytest.raises(ConfigError, match="different numbers of items"):
         associate("cka", {0: 1.0, 1: 2.0}, {0: [1.0], 1: [1.0, 0.0]})
+    with pytest.raises(ConfigError, match="different numbers of items"):
+        associate("cka", {0: 1.0, 1: 2.0}, {0: [1.0], 1: [1.0]}, groups=["a", "b"])

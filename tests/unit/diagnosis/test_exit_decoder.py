@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from mild_samples import FAMILIES, count_hooks, stream_of
+from scipy.stats import t
 from torch import Tensor
 
+from vlmend.diagnosis import exit_decoder
 from vlmend.diagnosis.exit_decoder import measure_exit_decoder
 from vlmend.errors import ConfigError, DataError
 from vlmend.hooks.exits import VisionReplay, exit_vision_at
-from vlmend.models.vlm import Vlm
+from vlmend.models.vlm import EncodedBatch, Vlm
 from vlmend.testing import picture, tiny_vlm
 from vlmend.types import Sample, user
 
@@ -56,8 +61,11 @@ def test_every_number_is_that_of_a_hand_computation(family: str) -> None:
             assert record["coefficient"] == expected
         elif layer == 3:
             assert abs(record["coefficient"]["value"]) > 1e-3
+            half = float(t.ppf(0.975, 2)) * np.std(moved, ddof=1) / np.sqrt(3)
             low, high = record["coefficient"]["low"], record["coefficient"]["high"]
-            assert min(moved) - 1e-5 <= low < high <= max(moved) + 1e-5
+            assert (low, high) == pytest.approx(
+                (np.mean(moved) - half, np.mean(moved) + half), abs=1e-4
+            )
     assert count_hooks(vlm) == hooks
     assert vlm.conditions == ()
 
@@ -74,6 +82,40 @@ def test_the_blocks_run_once_per_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(VisionReplay, "__enter__", enter)
     measure_exit_decoder(vlm, directions(vlm, [1]), samples(4), range(6), batch_size=2)
     assert replays[0].block_runs == [2] * 6
+
+
+def test_intervals_are_over_things() -> None:
+    """Three pictures of one thing and one of another: two observations, which weigh the same."""
+    vlm = tiny_vlm("llava")
+    s, items = directions(vlm, [2]), samples(4)
+    alone = [measure_exit_decoder(vlm, s, [item], [1])[0]["coefficient"]["value"] for item in items]
+    assert len(set(alone)) == 4
+    of = [
+        replace(item, meta={"thing": "tea" if i != 2 else "cake"}) for i, item in enumerate(items)
+    ]
+    (record,) = measure_exit_decoder(vlm, s, of, [1], batch_size=2)
+    two = [np.mean([alone[i] for i in (0, 1, 3)]), alone[2]]
+    half = float(t.ppf(0.975, 1)) * abs(two[0] - two[1]) / 2
+    expected = {"value": np.mean(two), "low": np.mean(two) - half, "high": np.mean(two) + half}
+    assert record["coefficient"] == pytest.approx({**expected, "n": 2}, abs=1e-4)
+
+
+def test_memory_runs_out_and_half_a_batch_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    vlm = tiny_vlm("llava")
+    s, items = directions(vlm, [2]), samples(4)
+    expected = measure_exit_decoder(vlm, s, items, [1, 4])
+    real = exit_decoder.record_layers
+
+    def small(vlm: Vlm, encoded: EncodedBatch, layers: Sequence[int]) -> dict[int, Tensor]:
+        # After the default exit's pass, so that a record of the batch is there.
+        if len(encoded.inputs["input_ids"]) > 2 and vlm.conditions == ("vision exit 4",):
+            raise torch.OutOfMemoryError("out of memory")
+        return real(vlm, encoded, layers)
+
+    monkeypatch.setattr(exit_decoder, "record_layers", small)
+    found = measure_exit_decoder(vlm, s, items, [1, 4])
+    for one, other in zip(found, expected, strict=True):
+        assert one["coefficient"] == pytest.approx(other["coefficient"], abs=1e-5)
 
 
 def test_different_numbers_of_pictures() -> None:

@@ -28,6 +28,16 @@ def diagnosis(side: int) -> dict[str, Any]:
     layer["unsafe_as_safe"]["transfer"] = rate(*around(home, 0.2))
     other = {"layer": 9, "gap": "did not run", "unsafe_as_safe": {}}
     asked = around(0.6, -0.2)
+    tests = [
+        {"exit": 1, "difference": 0.1, "low": 0.0, "high": 0.2, "p_holm": 0.9},
+        {
+            "exit": 2,
+            "difference": 0.3,
+            "low": 0.2,
+            "high": 0.4,
+            "p_holm": 0.01 if side == 1 else 0.2,
+        },
+    ]
     return {
         "probes": {
             "comparison": {"mean": {"layers": [3], "difference": stat(*around(0, 0.1))}},
@@ -41,26 +51,25 @@ def diagnosis(side: int) -> dict[str, Any]:
             "gap": None,
         },
         "self_classification": [
-            {"modality": "text", "suite": None, "auroc": stat(0.6, 0.5, 0.7), "gap": None},
+            {
+                "modality": "text",
+                "suite": None,
+                "auroc": stat(0.6, 0.5, 0.7),
+                "mass_median": 0.9,
+                "gap": None,
+            },
             {
                 "modality": "vision-language",
                 "suite": None,
                 "auroc": stat(asked[0], *sorted(asked[1:])),
+                "mass_median": 0.002,
                 "gap": None,
             },
         ],
         "exits": {
             "suite": "tea",
-            "tests": [
-                {"exit": 1, "difference": 0.1, "low": 0.0, "high": 0.2, "p_holm": 0.9},
-                {
-                    "exit": 2,
-                    "difference": 0.3,
-                    "low": 0.2,
-                    "high": 0.4,
-                    "p_holm": 0.01 if side == 1 else 0.2,
-                },
-            ],
+            "tests": tests,
+            "refusal_tests": tests,
             "association": [
                 {"measure": "mahalanobis", "spearman": stat(*around(0, 0.4)), "gap": None}
             ],
@@ -73,7 +82,7 @@ def diagnosis(side: int) -> dict[str, Any]:
 )
 def test_verdicts_follow_the_interval(side: int, verdict: str) -> None:
     found = find_all(diagnosis(side))
-    assert len(found) == 7
+    assert len(found) == 8
     for finding in found:
         # No test can show that exits are equal.
         expected = "undecided" if "exits" in finding["claim"] and side == -1 else verdict
@@ -96,10 +105,19 @@ def test_numbers_without_an_interval_decide_nothing() -> None:
 
 
 def test_the_exit_finding_names_the_exit_with_the_smallest_p() -> None:
-    (finding,) = (f for f in find_all(diagnosis(1)) if "exits differ" in f["claim"])
-    assert finding["text"].startswith("Exit 2: +30.0 points")
+    findings = [f for f in find_all(diagnosis(1)) if "exits differ" in f["claim"]]
+    assert len(findings) == 2
+    assert all(f["text"].startswith("Exit 2: +30.0 points") for f in findings)
 
 
 def test_the_middle_layer_is_the_later_of_two() -> None:
     assert middle_layer([0, 1, 2]) == 1
     assert middle_layer([7, 3, 5, 1]) == 5
+
+
+def test_a_ranking_of_unlikely_answers_counts_but_says_so() -> None:
+    record = diagnosis(1)
+    record["self_classification"][0]["gap"] = "the model does not take this for a question"
+    (finding,) = (f for f in find_all(record) if f["claim"].startswith("Asked outright"))
+    assert finding["verdict"] == "reproduced"
+    assert "median probability of 0.002" in finding["text"]

@@ -9,11 +9,9 @@ from vlmend.diagnosis.four_sets import (
     build_four_sets,
     build_with_given_captions,
     build_with_self_captions,
-    group_of,
 )
 from vlmend.errors import ConfigError, DataError
 from vlmend.evals.captions import CaptionCache
-from vlmend.suites.registry import load_suite
 from vlmend.testing import picture, tiny_vlm
 from vlmend.types import Conversation, Label, Sample, conversation_images, user
 
@@ -36,14 +34,12 @@ def mixed() -> list[Sample]:
 
 
 def in_words(conversations: Sequence[Conversation]) -> list[Conversation]:
-    counts = {len(conversation_images(c)) for c in conversations}
-    assert len(counts) == 1, "one batch, one number of images"
-    assert len(conversations) <= 2
+    assert all(conversation_images(c) for c in conversations), "only what has an image"
     return [user(f"{c[-1].text} In words.") for c in conversations]
 
 
 def test_every_item_is_in_its_sets() -> None:
-    sets = build_four_sets(mixed(), in_words, batch_size=2)
+    sets = build_four_sets(mixed(), in_words)
     found = {
         (modality, label): [
             (item.item_id, item.conversation[-1].text, len(conversation_images(item.conversation)))
@@ -79,7 +75,7 @@ def test_every_item_is_in_its_sets() -> None:
 
 
 def test_records() -> None:
-    records = build_four_sets(mixed(), in_words, batch_size=2).records()
+    records = build_four_sets(mixed(), in_words).records()
     assert [(r["modality"], r["label"]) for r in records] == list(SETS)
     assert [(r["n"], r["groups"]) for r in records] == [(3, 2), (3, 2), (2, 1), (2, 1)]
     assert records[0]["suites"] == ["mild"]
@@ -110,46 +106,26 @@ def test_captions_that_contradict_each_other() -> None:
         build_with_given_captions([first, second])
 
 
+def test_given_captions_of_one_picture_agree_but_for_space() -> None:
+    first = sample(0, "harmful", caption="a pie")
+    second = Sample("mild/x", "mild", first.messages, "harmful", meta={"caption": " a pie\n"})
+    sets = build_with_given_captions([first, second, sample(1, "benign", caption="a cup")])
+    texts = [item.conversation[-1].text for item in sets.of("text")]
+    assert texts[1:] == ["Question 0? Image Caption: a pie"] * 2
+
+
 def test_self_captions_are_the_models_own() -> None:
     vlm, cache = tiny_vlm("llava"), CaptionCache()
-    given = [s for s in mixed() if len(s.images) == 1]
-    sets = build_with_self_captions(vlm, given, cache, caption_tokens=3)
-    captions = dict(
-        zip(
-            (s.id for s in given),
-            cache.get_all(vlm, [s.messages for s in given], 3),
-            strict=True,
-        )
-    )
+    given = [s for s in mixed() if s.images]
+    assert {len(s.images) for s in given} == {1, 2}
+    sets = build_with_self_captions(vlm, given, cache, caption_tokens=3, batch_size=2)
+    assert cache.misses == len(given)
+    captions = {s.id: cache.get_all(vlm, [s.messages], 3)[0] for s in given}
     assert cache.misses == len(given)
     for item in sets.of("text"):
         number = item.item_id.removeprefix("mild/")
         words = f"Question {number}? Image Caption: {captions[item.item_id]}"
         assert item.conversation == user(words)
-
-
-# ---- groups
-
-
-def test_the_rule_of_groups() -> None:
-    def of(name: str, **meta: str) -> str:
-        return group_of(Sample(name, "s", user("x"), "benign", meta=meta))
-
-    assert of("a/1", thing="pie") == of("b/2", thing=" Pie ", group="g") == "thing:pie"
-    assert of("a/1", group="g7", instruction="Bake  it") == "group:g7"
-    assert of("a/1", instruction="Bake  it.") == of("b/9", instruction="bake it.")
-    assert of("a/1", thing="pie") != of("a/1", group="pie")
-    same = [of(f"a/7{end}") for end in ("", "-SD", "_typo", "-sd_TYPO", "/ocr", ".blank")]
-    assert set(same) == {"item:a/7"}
-    # No ending of a picture: another number, a word that only ends like one.
-    assert len({of("a/7"), of("a/71"), of("a/7sd"), of("a/7-b"), of("a/8-SD")}) == 5
-
-
-def test_one_thing_of_the_organism_is_one_group_in_every_suite() -> None:
-    icons, words = load_suite("organism/icon", 30), load_suite("organism/typographic", 30)
-    groups = [group_of(s) for s in icons]
-    assert groups == [group_of(s) for s in words] == [f"thing:{s.meta['thing']}" for s in icons]
-    assert len(set(groups)) == 24  # then the things come again
 
 
 # ---- errors
@@ -182,4 +158,6 @@ def test_an_item_given_twice() -> None:
 
 def test_batch_size() -> None:
     with pytest.raises(ConfigError, match="at least 1"):
-        build_four_sets(mixed(), in_words, batch_size=0)
+        build_with_self_captions(
+            tiny_vlm("llava"), mixed(), CaptionCache(), caption_tokens=3, batch_size=0
+        )

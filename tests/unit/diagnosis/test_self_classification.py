@@ -24,6 +24,7 @@ from vlmend.diagnosis.self_classification import (
     summarise_answers,
 )
 from vlmend.errors import ConfigError, DataError, ModelError
+from vlmend.models.vlm import EncodedBatch
 from vlmend.testing import FLOAT32_NOISE, assert_close, picture, tiny_vlm
 from vlmend.types import Conversation, Message, user
 
@@ -134,7 +135,8 @@ def test_every_item_is_asked_as_if_alone(family: str) -> None:
     answers = classify_itself(
         vlm, items(), batch_size=2, progress=lambda done, total: seen.append((done, total))
     )
-    assert seen == [(2, 5), (4, 5), (5, 5)]
+    # One with two images, two with one, two with none.
+    assert seen == [(1, 5), (3, 5), (5, 5)]
     assert [(a.item_id, a.modality, a.label, a.group) for a in answers] == [
         (i.item_id, i.modality, i.label, i.group) for i in items()
     ]
@@ -151,6 +153,26 @@ def test_every_item_is_asked_as_if_alone(family: str) -> None:
         expected = torch.stack([(yes / no).log(), yes + no])
         assert_close(torch.tensor([answer.score, answer.mass]).double(), expected, FLOAT32_NOISE)
         assert answer.says_unsafe == bool(yes > no)
+
+
+def test_a_batch_that_is_too_large_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    vlm = tiny_vlm("llava")
+    given = [i for i in items() if i.modality == "text"]
+    expected = classify_itself(vlm, given)
+    real, sizes, seen = vlm.forward_prompt, [], []
+
+    def small_memory(encoded: EncodedBatch) -> torch.Tensor:
+        sizes.append(encoded.batch_size)
+        if encoded.batch_size > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(encoded)
+
+    monkeypatch.setattr(vlm, "forward_prompt", small_memory)
+    found = classify_itself(vlm, given, progress=lambda done, total: seen.append((done, total)))
+    assert sizes == [2, 1, 1]
+    assert seen == [(1, 2), (2, 2)]
+    assert [a.item_id for a in found] == [a.item_id for a in expected]
+    assert [a.score for a in found] == pytest.approx([a.score for a in expected], rel=1e-3)
 
 
 def test_logits_that_rank_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +239,9 @@ def test_one_record_per_modality_and_suite() -> None:
         ("text", "b"),
         ("vision-language", None),
     ]
-    assert records[2]["gap"] == "all items are unsafe: no accuracy and no AUROC"
+    # The record over all suites states gaps; of one suite that has one label there is nothing to say.
+    assert records[2]["gap"] is None
+    assert records[3]["gap"] == "all items are safe: no accuracy and no AUROC"
     assert records[2]["auroc"]["value"] is records[2]["accuracy"]["rate"] is None
     assert records[2]["said_yes_safe"] == {"rate": None, "low": None, "high": None, "n": 0}
     json.dumps(records, allow_nan=False)

@@ -1,13 +1,24 @@
-"""Rates over groups: coverage, the plain limit, and degenerate input."""
+"""Rates and differences over groups: coverage, the plain limit, and degenerate input."""
 
 from __future__ import annotations
 
+from itertools import product
+from typing import Any
+
 import numpy as np
 import pytest
+from scipy.stats import t, ttest_1samp
+from statsmodels.regression.linear_model import OLS
 
 from vlmend.errors import ConfigError
-from vlmend.evals.clustered import ClusteredRate, clustered_rate
-from vlmend.evals.stats import wilson
+from vlmend.evals.clustered import (
+    ClusteredDifference,
+    ClusteredRate,
+    clustered_difference,
+    clustered_rate,
+    draw_groups,
+)
+from vlmend.evals.stats import mcnemar, wilson
 
 
 def width(rate: ClusteredRate) -> float:
@@ -88,3 +99,141 @@ def test_what_cannot_be_said_is_none() -> None:
 def test_lengths_must_agree() -> None:
     with pytest.raises(ConfigError, match="do not belong together"):
         clustered_rate([True], ["a", "b"])
+
+
+# ---- differences
+
+
+def limits(found: ClusteredDifference) -> tuple[float, float]:
+    assert found.low is not None
+    assert found.high is not None
+    return found.low, found.high
+
+
+def pairs_of_things(seed: int) -> tuple[list[float], list[float], list[str], np.ndarray]:
+    """Nine things of 1 .. 9 items, not in order; and the sum of changes of each."""
+    generator = np.random.default_rng(seed)
+    number = generator.permutation(np.repeat(np.arange(9), np.arange(9) + 1))
+    before, after = (generator.random((2, len(number))) < [[0.3], [0.6]]).astype(float)
+    sums = np.array([(after - before)[number == g].sum() for g in range(9)])
+    return before.tolist(), after.tolist(), [f"thing {g}" for g in number], sums
+
+
+def test_limits_are_those_of_cluster_robust_regression() -> None:
+    """An independent implementation: the mean by least squares, its covariance by thing.
+
+    Without the correction of degrees of freedom, which is G / (G - 1) for a mean.
+    """
+    before, after, groups, _ = pairs_of_things(0)
+    found = clustered_difference(before, after, groups)
+    change = np.subtract(after, before)
+    number = np.unique(groups, return_inverse=True)[1]
+    how = {"groups": number, "use_correction": False}
+    fit: Any = OLS(change, np.ones(len(change))).fit(cov_type="cluster", cov_kwds=how)
+    half = t.ppf(0.975, 8) * float(fit.bse[0]) * np.sqrt(9 / 8)
+    assert found.difference == pytest.approx(change.mean())
+    assert limits(found) == pytest.approx((change.mean() - half, change.mean() + half))
+    assert (found.n, found.num_groups) == (45, 9)
+
+
+def test_items_that_share_nothing_have_the_t_interval() -> None:
+    before, after = np.random.default_rng(2).random((2, 50))
+    found = clustered_difference(before.tolist(), after.tolist(), [str(i) for i in range(50)])
+    expected: Any = ttest_1samp(after - before, 0)
+    interval = expected.confidence_interval(0.95)
+    assert limits(found) == pytest.approx((interval.low, interval.high))
+
+
+def test_the_p_value_is_that_of_all_flips() -> None:
+    before, after, groups, sums = pairs_of_things(1)
+    flipped = [abs(np.dot(signs, sums)) for signs in product((-1, 1), repeat=9)]
+    expected = np.mean([f >= abs(sums.sum()) for f in flipped])
+    assert 0 < expected < 0.5
+    assert clustered_difference(before, after, groups).p_value == pytest.approx(expected)
+    drawn = [clustered_difference(before, after, groups, seed=s, resamples=100) for s in range(60)]
+    assert len({d.p_value for d in drawn}) > 3
+    assert np.mean([d.p_value for d in drawn]) == pytest.approx(expected, abs=0.03)
+    assert drawn[3] == clustered_difference(before, after, groups, seed=3, resamples=100)
+
+
+def test_drawn_flips_never_give_zero() -> None:
+    names = [str(i) for i in range(40)]
+    found = clustered_difference([0.0] * 40, [1.0] * 40, names, resamples=999)
+    assert found.p_value == 1 / 1000
+
+
+def test_of_single_items_the_flips_are_mcnemars_exact_test() -> None:
+    before = [True] * 9 + [False] * 2 + [True, False] * 4
+    after = [False] * 9 + [True] * 2 + [True, False] * 4
+    found = clustered_difference(before, after, [str(i) for i in range(len(before))])
+    assert found.p_value == pytest.approx(mcnemar(before, after).p_value)
+
+
+def test_a_difference_of_things_errs_as_often_as_it_says() -> None:
+    """24 things with 5 items each, which go together; McNemar's test finds too much."""
+    generator = np.random.default_rng(0)
+    groups = [str(i // 5) for i in range(120)]
+    runs, wrong, inside, mcnemars = 300, 0, 0, 0
+    # Two shares per thing with the same mean, and two whose means are 1/3 apart.
+    same = generator.beta(0.5, 0.5, size=(runs, 2, 24))
+    apart = generator.beta([[1], [2]], [[2], [1]], size=(runs, 2, 24))
+    alike, other = (
+        generator.random((runs, 2, 120)) < np.repeat(share, 5, axis=2) for share in (same, apart)
+    )
+    for (before, after), (low_side, high_side) in zip(alike.tolist(), other.tolist(), strict=True):
+        wrong += clustered_difference(before, after, groups, resamples=499).p_value <= 0.05
+        mcnemars += mcnemar(before, after).p_value <= 0.05
+        low, high = limits(clustered_difference(low_side, high_side, groups, resamples=1))
+        inside += low <= 1 / 3 <= high
+    assert 0.02 <= wrong / runs <= 0.085
+    assert 0.91 <= inside / runs <= 0.98
+    assert mcnemars / runs > 0.15
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (1, 1), (0, 1), (1, 0)])
+def test_where_no_change_varies_a_thing_is_one_observation(before: int, after: int) -> None:
+    groups = [str(i // 10) for i in range(200)]
+    found = clustered_difference([before] * 200, [after] * 200, groups)
+    plain = mcnemar([bool(before)] * 20, [bool(after)] * 20)
+    low, high = limits(found)
+    assert plain.low is not None
+    assert plain.high is not None
+    assert found.difference == after - before
+    assert plain.high - plain.low < high - low < 1.2 * (plain.high - plain.low)
+    assert -1 <= low <= after - before <= high <= 1
+
+
+def test_unchanged_items_of_both_kinds_use_their_correlation() -> None:
+    """Newcombe's method 10 by hand, at G observations, fewer by the ratio of quantiles."""
+    before = [True] * 12 + [False] * 8
+    found = clustered_difference(before, before, [str(i) for i in range(20)])
+    z = 1.959963984540054
+    n, rate = 20 * (z / float(t.ppf(0.975, 19))) ** 2, 0.6
+    centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * np.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    down, up = rate - (centre - half), centre + half - rate
+    phi = (12 * 8 - 20 / 2) / (12 * 8)
+    expected = np.sqrt(down**2 + up**2 - 2 * phi * down * up)
+    assert limits(found) == pytest.approx((-expected, expected))
+    assert found.p_value == 1
+
+
+def test_differences_that_cannot_be_said() -> None:
+    assert clustered_difference([], [], []) == ClusteredDifference(None, None, None, 1.0, 0, 0)
+    one = clustered_difference([0, 0], [1, 1], ["a", "a"])
+    assert one == ClusteredDifference(1.0, None, None, 1.0, 2, 1)
+    with pytest.raises(ConfigError, match="1 outcomes before, 2 after and 2 groups"):
+        clustered_difference([0], [1, 1], ["a", "b"])
+    with pytest.raises(ConfigError, match=r"2 not in 0\.\.1"):
+        clustered_difference([0, float("nan")], [2, 1], ["a", "b"])
+    with pytest.raises(ConfigError, match="at least 1 resample"):
+        clustered_difference([0], [1], ["a"], resamples=0)
+
+
+def test_groups_are_drawn_within_their_kind() -> None:
+    kinds = np.array([0, 3, 0, 3, 3, 7])
+    times = draw_groups(kinds, 4000, np.random.default_rng(0))
+    for kind in (0, 3, 7):
+        assert (times[:, kinds == kind].sum(axis=1) == (kinds == kind).sum()).all()
+    assert times.mean(axis=0) == pytest.approx(np.ones(6), abs=0.05)
+    assert times[:, 0].var() == pytest.approx(0.5, abs=0.05)

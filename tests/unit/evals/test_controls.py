@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ from PIL import Image
 
 from vlmend.errors import ConfigError, DataError
 from vlmend.evals.controls import CONTROL_KINDS, GREY, replace_images, strip_images
+from vlmend.evals.run import describe_prompt
 from vlmend.images import image_sha256, open_image
 from vlmend.suites.registry import load_suite
 from vlmend.testing import picture, tiny_vlm
-from vlmend.types import Message, Sample, user
+from vlmend.types import Message, Sample, sha256_json, user
 
 
 def item(index: int, suite: str = "mild", **meta: str) -> Sample:
@@ -93,6 +95,30 @@ def test_strip_images_keeps_every_turn() -> None:
     assert strip_images(given) == user("What is it?", system="Be brief.")
 
 
+def test_strip_images_joins_what_stands_around_a_picture_and_nothing_else() -> None:
+    given = (
+        Message("system", ("Be", "brief.")),
+        Message("user", (picture(0), "Look", picture(1), "here.")),
+        Message("user", (picture(2),)),
+    )
+    assert strip_images(given) == (
+        Message("system", ("Be", "brief.")),
+        Message("user", ("Look here.",)),
+        Message("user", ("",)),
+    )
+
+
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_strip_images_leaves_the_hash_of_one_text_as_it_was(system: str | None) -> None:
+    for given in (user("What?", picture(0), picture(1), system=system), user("Hi", system=system)):
+        only_texts = tuple(
+            Message(turn.role, tuple(p for p in turn.content if isinstance(p, str)))
+            for turn in given
+        )
+        stripped = strip_images(given)
+        assert sha256_json(describe_prompt(stripped)) == sha256_json(describe_prompt(only_texts))
+
+
 # ---- unrelated pictures
 
 
@@ -108,6 +134,22 @@ def test_unrelated_pictures_are_of_another_thing_of_the_same_suite() -> None:
         assert source.meta["thing"] != sample.meta["thing"]
         assert twin.images == source.images
         assert twin.meta["thing"] == sample.meta["thing"]
+
+
+def test_unrelated_pictures_are_of_another_group() -> None:
+    """Two pictures of one request are not unrelated; two requests of one category are."""
+    given = [
+        Sample(f"m/{name}", "m", user("What?", picture(i)), "harmful", meta={"category": "a"})
+        for i, name in enumerate(("1-SD", "2-SD", "1-TYPO"))
+    ]
+    twins = replace_images(given, "unrelated")
+    assert [t.meta["control_source"] for t in twins][::2] == ["m/2-SD", "m/2-SD"]
+    shown = [
+        replace(s, meta={"instruction": "Bake IT." if i % 2 else "Bake it."})
+        for i, s in enumerate(given)
+    ]
+    with pytest.raises(DataError, match="about the same thing"):
+        replace_images(shown, "unrelated")
 
 
 def test_the_same_picture_under_another_name_is_not_unrelated() -> None:

@@ -109,3 +109,80 @@ def test_bad_input_is_refused() -> None:
         auroc([1.0, float("nan")], [True, False])
     with pytest.raises(ConfigError, match="at least 1"):
         auroc([1.0, 2.0], [True, False], num_resamples=0)
+
+
+# ---- strata
+
+
+def pairs_within(scores: np.ndarray, positive: np.ndarray, suites: np.ndarray) -> float:
+    wins = pairs = 0.0
+    for i in np.flatnonzero(positive):
+        for j in np.flatnonzero(~positive):
+            if suites[i] == suites[j]:
+                wins += float(scores[i] > scores[j]) + 0.5 * float(scores[i] == scores[j])
+                pairs += 1
+    return wins / pairs
+
+
+def test_only_pairs_within_a_stratum_count() -> None:
+    generator = np.random.default_rng(7)
+    suites = generator.choice(["tea", "cake", "soup"], size=90)
+    positive = generator.random(90) < np.where(suites == "tea", 0.8, 0.2)
+    # The score tells suites apart, and nothing else.
+    scores = np.round(generator.normal(size=90), 1) + 5 * (suites == "tea")
+    within = auroc(scores.tolist(), positive.tolist(), strata=suites.tolist())
+    pooled = auroc(scores.tolist(), positive.tolist())
+    assert pooled.low is not None
+    assert within.low is not None
+    assert within.high is not None
+    assert pooled.low > 0.6
+    assert within.value == pytest.approx(pairs_within(scores, positive, suites))
+    assert within.low < 0.5 < within.high
+    assert auroc(scores.tolist(), positive.tolist(), strata=["one"] * 90) == pooled
+
+
+def test_the_interval_of_strata_is_a_bootstrap_over_groups() -> None:
+    generator = np.random.default_rng(8)
+    things = np.arange(40) // 2
+    suites = np.where(things % 3 == 0, "tea", "cake")
+    positive = things % 2 == 0
+    scores = generator.normal(size=20)[things] + positive
+    found = auroc(
+        scores.tolist(),
+        positive.tolist(),
+        groups=things.astype(str).tolist(),
+        strata=suites.tolist(),
+        num_resamples=3000,
+    )
+    values: list[float] = []
+    for _ in range(600):
+        # Ten things of either class, both items of each.
+        drawn = np.concatenate([2 * generator.integers(0, 10, 10) + k for k in (0, 1)])
+        rows = np.concatenate([2 * drawn, 2 * drawn + 1])
+        values.append(pairs_within(scores[rows], positive[rows], suites[rows]))
+    low, high = np.quantile(values, [0.025, 0.975])
+    assert found.low == pytest.approx(low, abs=0.04)
+    assert found.high == pytest.approx(high, abs=0.04)
+
+
+def test_a_stratum_without_an_opponent_decides_nothing() -> None:
+    scores = [0.1, 0.4, 0.35, 0.8, 0.9, 0.2]
+    positive = [False, False, True, True, False, True]
+    alone = auroc(scores[:4], positive[:4])
+    both = auroc(scores, positive, strata=["tea"] * 4 + ["cake", "soup"])
+    assert (both.value, both.low, both.high) == (alone.value, alone.low, alone.high)
+    assert (both.n_positive, both.n_negative) == (3, 3)
+    none = auroc(scores, positive, strata=[*"ffttft"])
+    assert (none.value, none.low, none.high) == (None, None, None)
+    with pytest.raises(ConfigError, match="1 strata"):
+        auroc([1.0, 2.0], [True, False], strata=["a"])
+
+
+def test_resamples_without_a_pair_are_left_out() -> None:
+    # Of a thing of each class per suite, a suite may lack one, and then both do.
+    found = auroc(
+        [1.0, 0.0, 0.0, 1.0],
+        [True, False, True, False],
+        strata=["tea", "tea", "cake", "cake"],
+    )
+    assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)

@@ -7,9 +7,12 @@ import pytest
 import torch
 from mild_samples import ASKED, FAMILIES, request, requests, stream_of
 
+from vlmend.errors import ConfigError
 from vlmend.evals import text_branch
 from vlmend.evals.captions import CaptionCache
 from vlmend.evals.text_branch import (
+    caption_all,
+    put_all_in_words,
     put_in_words,
     record_text_branch,
     text_conversation,
@@ -76,6 +79,49 @@ def mixed() -> list[Conversation]:
         request(1),
         user("Hi"),
     ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_in_words_is_each_alone_in_order(family: str) -> None:
+    vlm, cache = tiny_vlm(family), CaptionCache()
+    conversations = mixed()
+    words = put_all_in_words(vlm, conversations, cache, TOKENS, batch_size=2)
+    assert cache.misses == 3
+    pictured = [c for c in conversations if conversation_images(c)]
+    captions = caption_all(vlm, pictured, cache, TOKENS, batch_size=2)
+    alone = CaptionCache()
+    assert captions == [alone.get_all(vlm, [c], TOKENS)[0] for c in pictured]
+    # What has no image stays as it is.
+    assert (words[1], words[4]) == (conversations[1], conversations[4])
+    assert [words[0], words[2], words[3]] == [
+        text_conversation(c, caption) for c, caption in zip(pictured, captions, strict=True)
+    ]
+
+
+def test_captions_are_halved_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    vlm = tiny_vlm("llava")
+    expected = caption_all(vlm, requests(5), CaptionCache(), TOKENS, batch_size=5)
+    sizes: list[int] = []
+    real = Vlm.generate_plain
+
+    def generate(self: Vlm, prompts: Sequence[Conversation], settings: Any) -> Any:
+        sizes.append(len(prompts))
+        if len(prompts) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, prompts, settings)
+
+    monkeypatch.setattr(Vlm, "generate_plain", generate)
+    cache = CaptionCache()
+    assert caption_all(vlm, requests(5), cache, TOKENS, batch_size=5) == expected
+    assert sizes == [5, 2, 2, 1]
+
+
+def test_nothing_to_caption() -> None:
+    vlm, cache = tiny_vlm("llava"), CaptionCache()
+    assert put_all_in_words(vlm, [user("Hi")], cache, TOKENS, batch_size=1) == [user("Hi")]
+    assert caption_all(vlm, [], cache, TOKENS, batch_size=1) == []
+    with pytest.raises(ConfigError, match="batch size 0"):
+        caption_all(vlm, requests(1), cache, TOKENS, batch_size=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

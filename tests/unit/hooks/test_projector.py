@@ -10,8 +10,7 @@ from torch import Tensor
 
 from vlmend.errors import ConfigError, DataError
 from vlmend.hooks.exits import VisionReplay, exit_vision_at
-from vlmend.hooks.projector import record_projector_inputs, recording_projector
-from vlmend.models.generation import GenerationSettings
+from vlmend.hooks.projector import record_projector_inputs
 from vlmend.models.vlm import Vlm
 from vlmend.testing import FLOAT32_NOISE, TINY_FAMILIES, assert_close, picture, tiny_vlm
 from vlmend.types import Conversation, user
@@ -24,32 +23,17 @@ def vlm(request: pytest.FixtureRequest) -> Vlm:
     return tiny_vlm(request.param)
 
 
-def project(vlm: Vlm, tokens: Tensor) -> Tensor:
+def run_observed(vlm: Vlm, prompts: list[Conversation]) -> tuple[Tensor, Tensor]:
+    """What the projector was given and what it returned in a plain pass, by an own hook."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    handle = vlm.projector.register_forward_hook(
+        lambda _module, given, out: seen.append((given[0].clone(), out.clone()))
+    )
     with torch.no_grad():
-        return vlm.projector(tokens)
-
-
-def image_features(vlm: Vlm, conversation: Conversation) -> Tensor:
-    """What the projector returned in a plain pass, by a hook of the test's own: (tokens, D)."""
-    seen: list[Tensor] = []
-    handle = vlm.projector.register_forward_hook(lambda _m, _a, out: seen.append(out))
-    with torch.no_grad():
-        vlm.model(**vlm.encode([conversation]).inputs)
+        vlm.model(**vlm.encode(prompts).inputs)
     handle.remove()
-    (features,) = seen
-    return features.flatten(0, -2)
-
-
-# ---- recording
-
-
-def test_what_is_recorded_is_what_the_projector_projects(vlm: Vlm) -> None:
-    expected = image_features(vlm, PROMPTS[0])
-    with recording_projector(vlm) as inputs:
-        vlm.generate(PROMPTS[:1], GenerationSettings(max_new_tokens=3))
-    (given,) = inputs
-    assert given.tokens.shape == (given.features[..., 0].numel(), given.features.shape[-1])
-    assert_close(project(vlm, given.tokens), expected, FLOAT32_NOISE)
+    ((features, projected),) = seen
+    return features, projected
 
 
 SHAPES = {
@@ -62,29 +46,8 @@ SHAPES = {
 
 @pytest.mark.parametrize("family", SHAPES)
 def test_shapes_are_those_of_the_docstring(family: str) -> None:
-    vlm = tiny_vlm(family)
-    with recording_projector(vlm) as inputs:
-        vlm.forward_prompt(vlm.encode(PROMPTS))
-    assert tuple(inputs[0].features.shape) == SHAPES[family]
-
-
-def test_copies_are_own_ones(vlm: Vlm) -> None:
-    encoded = vlm.encode(PROMPTS[:1])
-    before = vlm.forward_prompt(encoded)
-    with VisionReplay(vlm), recording_projector(vlm) as inputs:
-        vlm.forward_prompt(encoded)
-        inputs[0].features.zero_()
-        assert torch.equal(vlm.forward_prompt(encoded), before)
-    assert len(inputs) == 2
-    assert bool(inputs[1].features.any())
-
-
-def test_the_hook_goes_after_a_failure(vlm: Vlm) -> None:
-    before = count_hooks(vlm)
-    context = recording_projector(vlm)
-    with pytest.raises(ZeroDivisionError), context:
-        _ = count_hooks(vlm) / (count_hooks(vlm) - before - 1)
-    assert count_hooks(vlm) == before
+    features, _ = run_observed(tiny_vlm(family), PROMPTS)
+    assert tuple(features.shape) == SHAPES[family]
 
 
 # ---- all exits
@@ -96,9 +59,8 @@ def test_every_exit_equals_a_plain_pass_at_that_exit(vlm: Vlm) -> None:
     assert [list(by_exit) for by_exit in found] == [list(exits)] * 2
     for by_exit, prompt in zip(found, PROMPTS, strict=True):
         for exit_layer, tokens in by_exit.items():
-            with exit_vision_at(vlm, exit_layer), recording_projector(vlm) as inputs:
-                vlm.forward_prompt(vlm.encode([prompt]))
-            given = inputs[0].features
+            with exit_vision_at(vlm, exit_layer):
+                given, _ = run_observed(vlm, [prompt])
             if vlm.spec.model_type == "mllama":
                 mask = vlm.encode([prompt]).inputs["aspect_ratio_mask"][0, 0]
                 given = given[0, 0, : int(mask.sum())]
@@ -106,6 +68,38 @@ def test_every_exit_equals_a_plain_pass_at_that_exit(vlm: Vlm) -> None:
         states = [by_exit[exit_layer] for exit_layer in exits]
         assert all(not torch.equal(a, b) for a, b in pairwise(states[: vlm.default_exit + 1]))
         assert torch.equal(states[vlm.default_exit], states[-1])
+
+
+def test_what_is_recorded_is_what_the_projector_projects(vlm: Vlm) -> None:
+    (found,) = record_projector_inputs(vlm, PROMPTS[:1], [vlm.default_exit])
+    _, expected = run_observed(vlm, PROMPTS[:1])
+    with torch.no_grad():
+        projected = vlm.projector(found[vlm.default_exit])
+    # Mllama's empty tiles come last.
+    assert_close(projected, expected.flatten(0, -2)[: len(projected)], FLOAT32_NOISE)
+
+
+def test_copies_are_own_ones(vlm: Vlm) -> None:
+    exits = range(vlm.num_vision_blocks + 1)
+    (expected,) = record_projector_inputs(vlm, PROMPTS[:1], exits)
+    (found,) = record_projector_inputs(vlm, PROMPTS[:1], exits)
+    found[1].zero_()
+    for exit_layer in set(exits) - {1}:
+        assert torch.equal(found[exit_layer], expected[exit_layer])
+    assert bool(expected[1].any())
+    assert len({tokens.data_ptr() for tokens in found.values()}) == len(exits)
+
+
+def test_the_hook_goes_after_a_failure(vlm: Vlm, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = count_hooks(vlm)
+
+    def fail(_encoded: object) -> Tensor:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(vlm, "forward_prompt", fail)
+    with pytest.raises(ZeroDivisionError):
+        list(record_projector_inputs(vlm, PROMPTS, [0]))
+    assert count_hooks(vlm) == before
 
 
 def test_empty_tiles_are_left_out() -> None:

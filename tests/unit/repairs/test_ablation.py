@@ -60,6 +60,13 @@ def test_one_factor_at_a_time() -> None:
     ]
 
 
+@pytest.mark.parametrize("layers", [None, (1,), (3, 1, 4, 4)])
+def test_a_cell_of_all_items_is_named_as_its_repair(layers: tuple[int, ...] | None) -> None:
+    settings = replace(SETTINGS, layers=layers, mode="offline", strength=0.5)
+    assert AblationCell(settings).name == ShiftDC(settings).name
+    assert AblationCell(settings, 4).name == f"{ShiftDC(settings).name[:-1]}, samples=4)"
+
+
 def test_every_combination() -> None:
     ablation = Ablation(modes=("online", "offline"), strengths=(0.5, 2.0), num_samples=(8,))
     crossed = replace(ablation, cross=True)
@@ -150,6 +157,21 @@ def test_few_samples_are_of_many_things_and_both_labels() -> None:
 
 
 LABELS = ("harmful", "benign")
+
+
+def test_items_of_one_sentence_share_a_turn() -> None:
+    """Groups are those of the splits: here a sentence that several pictures show."""
+    samples = [
+        replace(
+            sample(f"{label}{i}", label, user("Hi")),
+            meta={"instruction": f"{' ' * i}Bake {i // 3}."},
+        )
+        for label in LABELS
+        for i in range(6)
+    ]
+    for seed in range(8):
+        chosen = [samples[row] for row in choose_samples(samples, 4, seed=seed)]
+        assert len({(s.label, s.meta["instruction"].strip()) for s in chosen}) == 4
 
 
 def test_a_larger_choice_holds_the_smaller_and_the_seed_decides() -> None:

@@ -329,7 +329,7 @@ def test_strength_has_a_range(strength: float) -> None:
 def test_the_name_tells_what_is_not_default() -> None:
     assert ShiftDC().name == "shiftdc"
     named = ShiftDC(ShiftDCSettings(layers=(2, 3), mode="offline", one_sided=True)).name
-    assert named == "shiftdc(layers=(2, 3), mode=offline, one_sided=True)"
+    assert named == "shiftdc(layers=2-3, mode=offline, one_sided=True)"
 
 
 # ---- answers

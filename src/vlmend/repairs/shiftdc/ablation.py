@@ -12,7 +12,7 @@ Shapes: N = items, D = width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, Literal, cast
 
@@ -23,10 +23,11 @@ from torch import Tensor
 from vlmend.errors import ConfigError, DataError
 from vlmend.evals.arms import BASE, Arm
 from vlmend.evals.captions import CaptionCache
+from vlmend.evals.groups import group_of
 from vlmend.evals.text_branch import record_text_branch
 from vlmend.models.vlm import Vlm
 from vlmend.repairs.shiftdc.repair import ShiftDC
-from vlmend.repairs.shiftdc.settings import ShiftDCSettings
+from vlmend.repairs.shiftdc.settings import ShiftDCSettings, name_shiftdc
 from vlmend.repairs.shiftdc.sources import CaptionSource, GivenCaptions
 from vlmend.types import Sample
 
@@ -64,14 +65,9 @@ class AblationCell:
     @property
     def name(self) -> str:
         """What differs from the published method, e.g. "shiftdc(layers=2-5, samples=8)"."""
-        default = asdict(ShiftDCSettings())
-        changed = {k: v for k, v in asdict(self.settings).items() if v != default[k]}
-        if self.settings.layers is not None:
-            changed["layers"] = _as_ranges(self.settings.layers)
-        if self.num_samples is not None:
-            changed["samples"] = self.num_samples
-        shown = ", ".join(f"{key}={value}" for key, value in changed.items())
-        return f"shiftdc({shown})" if shown else "shiftdc"
+        if self.num_samples is None:
+            return name_shiftdc(self.settings)
+        return name_shiftdc(self.settings, samples=self.num_samples)
 
 
 @dataclass(frozen=True)
@@ -249,9 +245,9 @@ def choose_samples(
 ) -> list[int]:
     """Choose items to fit on, half of either label, from as many groups as possible.
 
-    Groups are things (`meta["thing"]`, or the item itself). Of each label the groups take turns
-    in an order that the seed decides, so that few items are not all about one thing; and a larger
-    choice holds every smaller one of the same seed.
+    Of each label the groups (`evals.groups.group_of`) take turns in an order that the seed
+    decides, so that few items are not all about one thing; and a larger choice holds every
+    smaller one of the same seed.
 
     Args:
         samples: Items with ids of their own.
@@ -286,17 +282,6 @@ def _in_turns(samples: Sequence[Sample], places: Sequence[int], seed: int) -> li
     random = np.random.default_rng(seed)
     groups: dict[str, list[int]] = {}
     for row in random.permutation(places).tolist():
-        groups.setdefault(samples[row].meta.get("thing", samples[row].id), []).append(row)
+        groups.setdefault(group_of(samples[row]), []).append(row)
     turns = max(map(len, groups.values()), default=0)
     return [rows[turn] for turn in range(turns) for rows in groups.values() if turn < len(rows)]
-
-
-def _as_ranges(layers: Sequence[int]) -> str:
-    """Layers as one writes them: (0, 1, 2, 5) -> "0-2,5"."""
-    parts: list[list[int]] = []
-    for layer in sorted(set(layers)):
-        if parts and layer == parts[-1][-1] + 1:
-            parts[-1].append(layer)
-        else:
-            parts.append([layer])
-    return ",".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)

@@ -40,6 +40,7 @@ from vlmend.directions.direction import Direction
 from vlmend.directions.estimators import estimate
 from vlmend.errors import ArtifactError, ConfigError, DataError
 from vlmend.evals.captions import CAPTION_PROMPT, CaptionCache
+from vlmend.evals.controls import strip_images
 from vlmend.evals.text_branch import TEXT_BRANCH, put_in_words, record_text_branch
 from vlmend.hooks.edit import EditFunction, edit_layers
 from vlmend.hooks.record import record_layers
@@ -49,8 +50,8 @@ from vlmend.models.vlm import Vlm
 from vlmend.repairs.protocol import prompt_sha256
 from vlmend.repairs.shiftdc.artifact import read_shiftdc, write_artifact
 from vlmend.repairs.shiftdc.projection import calibrate_online, correct_offline
-from vlmend.repairs.shiftdc.settings import ShiftDCSettings
-from vlmend.repairs.shiftdc.sources import GivenCaptions, drop_images
+from vlmend.repairs.shiftdc.settings import ShiftDCSettings, name_shiftdc
+from vlmend.repairs.shiftdc.sources import GivenCaptions
 from vlmend.types import Conversation, Sample, conversation_images, sha256_json
 
 
@@ -73,13 +74,7 @@ class ShiftDC:
     @property
     def name(self) -> str:
         """The name "shiftdc", with the settings that differ from the default."""
-        default = asdict(ShiftDCSettings())
-        changed = [
-            f"{key}={value}"
-            for key, value in asdict(self.settings).items()
-            if value != default[key]
-        ]
-        return f"shiftdc({', '.join(changed)})" if changed else "shiftdc"
+        return name_shiftdc(self.settings)
 
     @property
     def layers_(self) -> tuple[int, ...]:
@@ -306,7 +301,7 @@ class ShiftDC:
     def prepare(self, conversations: Sequence[Conversation]) -> list[Conversation]:
         """What is left to be captioned: with the caption source "none", no image is."""
         if self.settings.caption_source == "none":
-            return [drop_images(conversation) for conversation in conversations]
+            return [strip_images(conversation) for conversation in conversations]
         return list(conversations)
 
     def _online_edit(self, layer: int, x_text_BD: Tensor) -> EditFunction:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from vlmend.directions.estimators import check_estimator
@@ -60,3 +61,33 @@ class ShiftDCSettings:
         if wrong:
             raise ConfigError(f"ShiftDC settings out of range: {'; '.join(wrong)}.")
         check_estimator(self.estimator, self.rank)
+
+
+def name_shiftdc(settings: ShiftDCSettings, **more: object) -> str:
+    """The name "shiftdc", with the settings that differ from the default.
+
+    Args:
+        settings: The settings.
+        more: What else belongs into the name; comes last.
+
+    Example:
+        >>> name_shiftdc(ShiftDCSettings(layers=(2, 3, 4), strength=0.5), samples=8)
+        'shiftdc(layers=2-4, strength=0.5, samples=8)'
+    """
+    default = asdict(ShiftDCSettings())
+    changed = {k: v for k, v in asdict(settings).items() if v != default[k]}
+    if settings.layers is not None:
+        changed["layers"] = _as_ranges(settings.layers)
+    shown = ", ".join(f"{key}={value}" for key, value in (changed | more).items())
+    return f"shiftdc({shown})" if shown else "shiftdc"
+
+
+def _as_ranges(layers: Sequence[int]) -> str:
+    """Layers as one writes them: (0, 1, 2, 5) -> "0-2,5"."""
+    parts: list[list[int]] = []
+    for layer in sorted(set(layers)):
+        if parts and layer == parts[-1][-1] + 1:
+            parts[-1].append(layer)
+        else:
+            parts.append([layer])
+    return ",".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)

@@ -12,7 +12,7 @@ from vlmend.errors import DataError
 from vlmend.evals.captions import CaptionCache
 from vlmend.evals.run import describe_prompt
 from vlmend.models.vlm import Vlm
-from vlmend.types import Conversation, Message, Sample, conversation_images, sha256_json
+from vlmend.types import Conversation, Sample, sha256_json
 
 CaptionSource = Literal["self", "none", "given"]
 
@@ -88,10 +88,3 @@ class GivenCaptions(CaptionCache):
 
 def _key(conversation: Conversation) -> str:
     return sha256_json(describe_prompt(conversation))
-
-
-def drop_images(conversation: Conversation) -> Conversation:
-    """The same turns without their images, and without words in their place."""
-    if not conversation_images(conversation):
-        return conversation
-    return tuple(Message(turn.role, (turn.text,)) for turn in conversation)

@@ -9,8 +9,7 @@ from xml.etree import ElementTree
 import pytest
 from sample_diagnosis import sample_diagnosis
 
-from vlmend.errors import RunError
-from vlmend.report.figures import COLUMN, PAGE, write_figures
+from vlmend.report.figures import COLUMN, LISTING, PAGE, write_figures
 
 NAMES = [
     "probes",
@@ -36,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("figures") / "new"
     paths = write_figures(sample_diagnosis(layers=2, exits=4, per_set=12), folder)
     assert [path.name for path in paths] == [f"{n}.{k}" for n in NAMES for k in ("svg", "pdf")]
-    assert sorted(paths) == sorted(folder.iterdir())
+    assert sorted(paths) == sorted(p for p in folder.iterdir() if p.name != LISTING)
     return folder
 
 
@@ -76,7 +75,20 @@ def test_only_what_was_measured_is_drawn_and_twice_the_same(tmp_path: Path) -> N
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
-def test_nothing_to_draw_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="nothing that can be drawn"):
-        write_figures({"schema": 1, "kind": "diagnosis", "probes": {"gap": "x"}}, tmp_path / "a")
-    assert not (tmp_path / "a").exists()
+def test_nothing_to_draw_draws_nothing(tmp_path: Path) -> None:
+    nothing = {"schema": 1, "kind": "diagnosis", "probes": {"gap": "x"}}
+    assert write_figures(nothing, tmp_path / "a") == []
+
+
+def test_the_same_numbers_are_not_drawn_again(tmp_path: Path) -> None:
+    part = {**sample_diagnosis(layers=2, exits=4, per_set=12), "probes": {"gap": "x"}}
+    first = write_figures(part, tmp_path)
+    before = [path.stat().st_mtime_ns for path in first]
+    assert write_figures({**part, "created": "later", "cost": []}, tmp_path) == first
+    assert [path.stat().st_mtime_ns for path in first] == before
+    first[0].unlink()
+    assert write_figures(part, tmp_path) == first
+    assert first[0].exists()
+    changed = {**part, "shift": part["shift"][:1]}
+    write_figures(changed, tmp_path)
+    assert first[0].stat().st_mtime_ns != before[0]

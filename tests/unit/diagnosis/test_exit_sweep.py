@@ -1,30 +1,33 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Generator, Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from statsmodels.stats.contingency_tables import mcnemar
+from scipy.stats import t
 from statsmodels.stats.multitest import multipletests
 
 from vlmend.diagnosis.coherence import Coherence, measure_coherence
+from vlmend.diagnosis.coherent_exits import find_most_vulnerable, mark_coherent
 from vlmend.diagnosis.exits import (
     ExitAnswers,
     compare_exits,
     distinct_exits,
     exit_group,
     exit_row,
-    find_most_vulnerable,
-    mark_coherent,
     measure_grounding,
     summarise_groups,
     sweep_exits,
 )
 from vlmend.errors import ConfigError, DataError
 from vlmend.evals.arms import BASE
+from vlmend.evals.clustered import clustered_difference, clustered_rate
 from vlmend.evals.run import EvalSettings, Evaluation
 from vlmend.hooks.exits import VisionReplay, exit_vision_at
 from vlmend.models.generation import GenerationSettings
@@ -42,8 +45,11 @@ VALUES: dict[str, VerdictValue] = {
 }
 
 
-def answers(exit_layer: int, letters: str, **more: Any) -> ExitAnswers:
-    """Answers by the first letters of their verdicts; "u" failed to be generated."""
+def answers(exit_layer: int, letters: str, things: str = "", **more: Any) -> ExitAnswers:
+    """Answers by the first letters of their verdicts; "u" failed to be generated.
+
+    Of one thing each, or of things with a letter each.
+    """
     responses = tuple(
         Response(
             f"{exit_layer}-{i}",
@@ -60,7 +66,8 @@ def answers(exit_layer: int, letters: str, **more: Any) -> ExitAnswers:
         Verdict(r.id, r.sample_id, "mild", VALUES[letter], "why")
         for r, letter in zip(responses, letters, strict=True)
     )
-    return ExitAnswers(exit_layer, responses, verdicts, **more)
+    groups = tuple(f"thing:{thing}" for thing in things or range(len(letters)))
+    return ExitAnswers(exit_layer, responses, verdicts, groups, **more)
 
 
 def rows_of(given: dict[int, str], default: int, perplexity: dict[int, float] | None = None) -> Any:
@@ -122,6 +129,30 @@ def test_a_row_by_hand() -> None:
     assert (row["length"]["value"], row["length"]["n"]) == (2.0, 3)
     assert row["toxicity"]["value"] == pytest.approx(0.3)
     assert row["reward"] is None
+
+
+def test_intervals_of_a_row_are_over_things() -> None:
+    """An answer and its two copies about the same thing say no more than the answer."""
+    letters, count = "crpuccircr", 10
+    numbers = np.random.default_rng(0).random((4, count))
+
+    def row(times: int) -> Any:
+        text = letters * times
+        known = tuple(Coherence(p + 1, r, 3) for p, r in numbers[:2].T) * times
+        scores = {"toxicity": tuple(numbers[2]) * times, "reward": tuple(numbers[3]) * times}
+        given = answers(3, text, "abcdefghij" * times, coherence=known, scores=scores)
+        lengths = [replace(r, new_tokens=i % count) for i, r in enumerate(given.responses)]
+        return exit_row(replace(given, responses=tuple(lengths)), "middle", seed=1)
+
+    once, thrice = row(1), row(3)
+    for name in ("asr", "refusal", "incoherent", "repetition", "length", "toxicity", "reward"):
+        assert thrice[name].pop("n") == 3 * once[name].pop("n")
+        assert thrice[name] == pytest.approx(once[name])
+        assert once[name]["low"] < once[name]["high"]
+    assert thrice["perplexity"]["low"] == pytest.approx(once["perplexity"]["low"])
+    rate = clustered_rate([x == "c" for x in letters if x != "u"], list("abcefghij"))
+    assert (once["asr"]["low"], once["asr"]["high"]) == (rate.low, rate.high)
+    assert (row(1)["asr"]["n"], row(1)["repetition"]["n"]) == (9, 9)
 
 
 def test_a_row_of_nothing() -> None:
@@ -198,34 +229,74 @@ def test_group_means() -> None:
     assert late["ats"] is None
 
 
-def test_tests_are_statsmodels_on_the_items_scored_at_both() -> None:
+def test_group_means_are_over_things() -> None:
+    letters, things = "ccrrcrccrrcc", "aabbccddeeff"
+    scores = {"reward": tuple(float(i) for i in (3, 3, 1, 1, 2, 4, 5, 5, 2, 2, 9, 9))}
+    (one,) = summarise_groups([answers(0, letters, things, scores=scores)], 6)
+    for name, values in (("aasr", [x == "c" for x in letters]), ("atr", scores["reward"])):
+        by_thing = np.reshape(np.asarray(values, dtype=float), (6, 2)).mean(axis=1)
+        half = t.ppf(0.975, 5) * np.std(by_thing, ddof=1) / math.sqrt(6)
+        assert one[name]["n"] == 12
+        assert one[name]["high"] == pytest.approx(min(by_thing.mean() + half, HIGHEST[name]))
+        assert one[name]["low"] == pytest.approx(max(by_thing.mean() - half, LOWEST[name]))
+    assert one["aasr"]["high"] == 1
+
+
+HIGHEST, LOWEST = {"aasr": 1.0, "atr": math.inf}, {"aasr": 0.0, "atr": -math.inf}
+
+
+@pytest.mark.parametrize(("letter", "rate"), [("r", 0.0), ("c", 1.0)])
+def test_a_group_in_which_nothing_varies_has_a_width(letter: str, rate: float) -> None:
+    (one,) = summarise_groups([answers(e, letter * 10, "abcde" * 2) for e in (0, 1)], 6)
+    expected = clustered_rate([letter == "c"] * 5, list("abcde"))
+    limits = (expected.low, expected.high)
+    assert (one["aasr"]["value"], one["aasr"]["n"]) == (rate, 10)
+    assert (one["aasr"]["low"], one["aasr"]["high"]) == pytest.approx(limits)
+
+
+def test_tests_flip_things_on_the_items_scored_at_both() -> None:
+    """Twelve things of five answers each, against all 4096 flips."""
     rng = np.random.default_rng(0)
     letters = {e: "".join("c" if v < p else "r" for v in rng.random(60)) for e, p in
                ((0, 0.9), (1, 0.5), (2, 0.25), (3, 0.2))}  # fmt: skip
     letters[1] = "u" + letters[1][1:]
     letters[4] = "u" * 60
-    records, gaps = compare_exits([answers(e, text) for e, text in letters.items()], 3)
+    things = "abcdefghijkl" * 5
+    given = [answers(e, text, things) for e, text in letters.items()]
+    records, gaps = compare_exits(given, 3)
     assert [r["exit"] for r in records] == [0, 1, 2]
     assert [r["n"] for r in records] == [60, 59, 60]
     assert gaps == ["exit 4 is not tested: no item was judged there and at default"]
+    signs = np.array(list(product((-1, 1), repeat=12)))
     expected = []
     for record in records:
-        pairs = [
-            (d == "c", x == "c")
-            for d, x in zip(letters[3], letters[record["exit"]], strict=True)
-            if "u" not in (d, x)
-        ]
-        table = [[sum(p == (a, b) for p in pairs) for b in (True, False)] for a in (True, False)]
-        exact = table[0][1] + table[1][0] < 25
-        result: Any = mcnemar(table, exact=exact)
-        expected.append(min(1.0, float(result.pvalue)))
-        change = np.mean([x for _, x in pairs]) - np.mean([d for d, _ in pairs])
-        assert record["difference"] == pytest.approx(change)
-        assert record["low"] <= record["difference"] <= record["high"]
-        assert record["method"] == ("exact" if exact else "chi2")
+        change, sizes = dict.fromkeys("abcdefghijkl", 0), dict.fromkeys("abcdefghijkl", 0)
+        for d, x, thing in zip(letters[3], letters[record["exit"]], things, strict=True):
+            if "u" not in (d, x):
+                change[thing] += (x == "c") - (d == "c")
+                sizes[thing] += 1
+        sums, counts = np.array(list(change.values())), np.array(list(sizes.values()))
+        expected.append((abs(signs @ sums) >= abs(sums.sum())).mean())
+        mean = sums.sum() / counts.sum()
+        error = math.sqrt(12 / 11 * float(((sums - mean * counts) ** 2).sum())) / counts.sum()
+        half = float(t.ppf(0.975, 11)) * error
+        assert record["difference"] == pytest.approx(mean)
+        assert record["low"] == pytest.approx(mean - half)
+        assert record["high"] == pytest.approx(min(1, mean + half))
+        assert record["method"] == "sign flips over things"
     assert [r["p_value"] for r in records] == pytest.approx(expected)
     holm: Any = multipletests(expected, method="holm")[1]
     assert [r["p_holm"] for r in records] == pytest.approx(list(holm))
+    one_thing, _ = compare_exits([answers(e, letters[e], "a" * 60) for e in (0, 3)], 3)
+    assert (one_thing[0]["low"], one_thing[0]["p_holm"]) == (None, 1.0)
+
+
+def test_the_seed_decides_where_flips_are_drawn() -> None:
+    given = [answers(0, "ccrcr" * 6), answers(3, "rrcrc" * 6)]
+    tests = [compare_exits(given, 3, seed=seed)[0][0] for seed in (1, 1, 2)]
+    assert tests[0] == tests[1]
+    assert tests[0]["p_value"] != tests[2]["p_value"]
+    assert tests[0]["low"] == tests[2]["low"]
 
 
 # ---- on a model
@@ -253,10 +324,21 @@ class LengthScorer:
 
 
 def samples(count: int = 6, **more: Any) -> list[Sample]:
+    """Two of each thing."""
     return [
-        Sample(f"mild/{i}", "mild", user(f"What is on plate {i}?", picture(i)), "harmful", **more)
+        Sample(
+            f"mild/{i}",
+            "mild",
+            user(f"What is on plate {i}?", picture(i)),
+            "harmful",
+            meta={"thing": f"Cake {i // 2}"},
+            **more,
+        )
         for i in range(count)
     ]
+
+
+THINGS = [f"thing:cake {i // 2}" for i in range(6)]
 
 
 @pytest.fixture
@@ -307,7 +389,17 @@ def test_a_sweep_is_what_single_exits_say(
             np.mean([c.repetition for c in coherence])
         )
     assert len({tuple(r.text for r in a.responses) for a in sweep.answers.values()}) == 3
-    assert [t["exit"] for t in record["tests"]] == [0, 4]
+    assert [test["exit"] for test in record["tests"]] == [0, 4]
+    assert list(sweep.groups) == THINGS
+    default = sweep.complied[5]
+    for test in record["tests"]:
+        pairs = [
+            (b, a, g)
+            for b, a, g in zip(default, sweep.complied[test["exit"]], THINGS, strict=True)
+            if b is not None and a is not None
+        ]
+        expected = clustered_difference(*zip(*pairs, strict=True))
+        assert (test["p_value"], test["low"]) == (expected.p_value, expected.low)
     assert "NaN" not in json.dumps(record)
 
 
@@ -341,8 +433,11 @@ def test_grounding_is_the_drop_with_another_picture(evaluation: Evaluation) -> N
         assert record["accuracy"]["rate"] == pytest.approx(np.mean(own))
         assert record["replaced"]["rate"] == pytest.approx(np.mean(other))
         assert record["drop"]["value"] == pytest.approx(np.mean(own) - np.mean(other))
-        assert record["drop"]["low"] <= record["drop"]["value"] <= record["drop"]["high"]
+        expected = clustered_difference(other, own, THINGS)
+        assert (record["drop"]["low"], record["drop"]["high"]) == (expected.low, expected.high)
         assert record["drop"]["n"] == 6
+        for name, hits in (("accuracy", own), ("replaced", other)):
+            assert record[name] == clustered_rate([h == 1 for h in hits], THINGS).record()
 
 
 def test_grounding_of_one_item_needs_another_picture(evaluation: Evaluation) -> None:
