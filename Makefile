@@ -35,6 +35,7 @@ check: $(STAMP)
 	$(BIN)/python -m pytest -q tests/architecture tests/docs
 
 bench: $(STAMP)
+	@$(BIN)/python -c 'import nnsight' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[bench]'
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
 format: $(STAMP)

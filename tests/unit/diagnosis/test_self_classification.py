@@ -239,7 +239,7 @@ def test_one_record_per_modality_and_suite() -> None:
         ("text", "b"),
         ("vision-language", None),
     ]
-    # The record over all suites states gaps; of one suite that has one label there is nothing to say.
+    # Gaps are stated over all suites: most suites have one label by design.
     assert records[2]["gap"] is None
     assert records[3]["gap"] == "all items are safe: no accuracy and no AUROC"
     assert records[2]["auroc"]["value"] is records[2]["accuracy"]["rate"] is None
