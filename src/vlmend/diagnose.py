@@ -28,6 +28,7 @@ from vlmend.diagnosis.four_sets import (
     SETS,
     FourSets,
     SetItem,
+    build_with_given_captions,
     build_with_self_captions,
 )
 from vlmend.diagnosis.maps import MAPS, MapSettings
@@ -185,13 +186,16 @@ class _Diagnosis:
         samples = self.loaded.samples
         # In the text sets alone they would be told apart by their form.
         with_images = [sample for sample in samples if sample.images]
-        sets = build_with_self_captions(
-            self.vlm,
-            with_images,
-            self.captions,
-            caption_tokens=self.plan.caption_tokens,
-            batch_size=self.evaluation.batch_size,
-        )
+        if self.plan.caption_source == "given":
+            sets = build_with_given_captions(with_images)
+        else:
+            sets = build_with_self_captions(
+                self.vlm,
+                with_images,
+                self.captions,
+                caption_tokens=self.plan.caption_tokens,
+                batch_size=self.evaluation.batch_size,
+            )
         left_out = len(samples) - len(with_images)
         if not left_out:
             return sets
@@ -401,14 +405,17 @@ class _Diagnosis:
     def _ask_instead(self, sets: FourSets, question: str) -> list[SetItem]:
         """The question in place of every request; the captions are those of the four sets."""
         seen = {i.item_id: i for i in sets.of("vision-language")}
-        found = caption_all(
-            self.vlm,
-            [item.conversation for item in seen.values()],
-            self.captions,
-            self.plan.caption_tokens,
-            batch_size=self.evaluation.batch_size,
-        )
-        captions = dict(zip(seen, found, strict=True))
+        if self.plan.caption_source == "given":
+            captions = {s.id: s.meta["caption"] for s in self.loaded.samples if s.images}
+        else:
+            found = caption_all(
+                self.vlm,
+                [item.conversation for item in seen.values()],
+                self.captions,
+                self.plan.caption_tokens,
+                batch_size=self.evaluation.batch_size,
+            )
+            captions = dict(zip(seen, found, strict=True))
         items: list[SetItem] = []
         for item in sets.items:
             asked = question_conversation(seen[item.item_id].conversation, question)

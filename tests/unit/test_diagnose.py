@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from vlmend.diagnosis.plan import DiagnosisPlan, load_plan
 from vlmend.errors import ConfigError, DataError, RunError, UnknownNameError
 from vlmend.models.vlm import Vlm
 from vlmend.testing import tiny_vlm
+from vlmend.types import Sample
 
 SMALL = {"limit": 10, "max_new_tokens": 3, "caption_tokens": 3, "control_items": 3}
 SUITES = ("organism/icon", "organism/benign-pictures")
@@ -94,6 +96,27 @@ def test_every_family_can_be_diagnosed(family: str, tmp_path: Path) -> None:
     for layer in other.image_only_layers:
         assert "does not run on text" in by_layer[layer]
     assert len(record["exits"]["rows"]) > 1
+
+
+def test_given_captions_take_the_place_of_the_model_s_own(
+    vlm: Vlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vlmend.diagnosis.plan as plans
+
+    with pytest.raises(DataError, match="no caption in their meta"):
+        run_diagnosis(vlm, plan(caption_source="given"), tmp_path / "without")
+    load = plans.load_suite
+
+    def with_captions(name: str, limit: int | None) -> list[Sample]:
+        found = load(name, limit)
+        return [replace(s, meta={**s.meta, "caption": f"a {s.meta['thing']}"}) for s in found]
+
+    monkeypatch.setattr(plans, "load_suite", with_captions)
+    question = "Is it dangerous?"
+    asked = plan(limit=4, caption_source="given", question=question, control_items=1)
+    run_diagnosis(vlm, asked, tmp_path / "given")
+    # Only the three control pictures are captioned by the model.
+    assert len((tmp_path / "given" / "captions.jsonl").read_text().splitlines()) == 3
 
 
 def test_one_label_only_is_refused_before_anything_is_run(vlm: Vlm, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ _PLAN_OPTIONS = (
     "control_items",
     "judge",
     "max_new_tokens",
+    "caption_source",
     "caption_tokens",
     "batch_size",
     "maps",
@@ -102,6 +103,11 @@ def _add_measure_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--caption-tokens", type=positive, metavar="N", help="caption length (default: 128)"
+    )
+    parser.add_argument(
+        "--caption-source",
+        choices=("self", "given"),
+        help="who puts pictures in words: the model, or the suite's own captions (default: self)",
     )
     parser.add_argument(
         "--maps",

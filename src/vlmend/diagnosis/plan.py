@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from vlmend.diagnosis.maps import MAPS
 from vlmend.errors import ConfigError, DataError, UnknownNameError
@@ -26,6 +27,8 @@ class DiagnosisPlan:
         judge: Judge of answers to harmful requests; None for each suite's default judge. Questions
             about pictures are always judged by their suite's own, which knows the answers.
         max_new_tokens: Length limit of an answer.
+        caption_source: "self": the model's own captions; "given": `meta["caption"]` of the items.
+            Control pictures are captioned by the model in either case.
         caption_tokens: Length limit of a self-caption.
         batch_size: Prompts a batch; None chooses.
         maps: Of "pca", "tsne" and "pacmap" (which needs the extra "maps").
@@ -44,6 +47,7 @@ class DiagnosisPlan:
     control_items: int = 40
     judge: str | None = None
     max_new_tokens: int = 64
+    caption_source: Literal["self", "given"] = "self"
     caption_tokens: int = 128
     batch_size: int | None = None
     maps: tuple[str, ...] = ("pca", "tsne")
