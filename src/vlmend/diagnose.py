@@ -22,7 +22,7 @@ from vlmend.diagnosis.direction_checks import (
     STABILITY_SIZES,
     compare_directions,
 )
-from vlmend.diagnosis.exit_section import ExitSection
+from vlmend.diagnosis.exit_section import ExitSection, Scorers, load_scorers
 from vlmend.diagnosis.findings import find_all
 from vlmend.diagnosis.four_sets import (
     SETS,
@@ -99,6 +99,7 @@ def run_diagnosis(
         VlmendError: Bad input, or a folder that cannot be written.
     """
     loaded = loaded or load_plan(plan)
+    scorers = load_scorers(plan, str(vlm.device))
     config = {
         "model": vlm.name,
         "weights_sha256": vlm.weights_sha256,
@@ -110,7 +111,7 @@ def run_diagnosis(
     }
     facts = {"versions": software_versions(), "command": command}
     with RunFolder.open(out, config, facts, resume=resume) as folder:
-        record = _Diagnosis(vlm, loaded, folder, progress).run()
+        record = _Diagnosis(vlm, loaded, scorers, folder, progress).run()
         record = {
             "schema": SCHEMA,
             "kind": "diagnosis",
@@ -139,11 +140,17 @@ class _Diagnosis:
     """One diagnosis in progress."""
 
     def __init__(
-        self, vlm: Vlm, loaded: LoadedDiagnosis, folder: RunFolder, progress: Progress
+        self,
+        vlm: Vlm,
+        loaded: LoadedDiagnosis,
+        scorers: Scorers,
+        folder: RunFolder,
+        progress: Progress,
     ) -> None:
         plan = loaded.plan
         self.vlm = vlm
         self.loaded = loaded
+        self.scorers = scorers
         self.plan = plan
         self.out = folder.path
         self.progress = progress
@@ -170,7 +177,7 @@ class _Diagnosis:
         sections |= self._timed("shift and its cosines", lambda: self._shift(text, seen, items))
         sections |= self._timed("directions", lambda: self._directions(text))
         sections |= self._timed("self-classification", lambda: self._ask(sets))
-        exits = ExitSection(self.evaluation, self.loaded, text, self.out)
+        exits = ExitSection(self.evaluation, self.loaded, text, self.out, self.scorers)
         sections["exits"] = self._timed("vision exits", exits.run)
         return {**sections, "gaps": self.gaps, "cost": self.cost}
 

@@ -28,6 +28,42 @@ from vlmend.types import Sample, sha256_json
 
 
 @dataclass(frozen=True)
+class Scorers:
+    """What scores answers besides the judge.
+
+    Attributes:
+        found: Scorers that are there.
+        gaps: Why the others are not.
+    """
+
+    found: tuple[AnswerScorer, ...]
+    gaps: tuple[str, ...]
+
+
+def load_scorers(plan: DiagnosisPlan, device: str) -> Scorers:
+    """Load what the plan asks for, before anything is run.
+
+    Raises:
+        ModelError: The reward model cannot be used.
+    """
+    found: list[AnswerScorer] = []
+    gaps: list[str] = []
+    if plan.toxicity:
+        toxicity = load_toxicity(device=device)
+        if isinstance(toxicity, str):
+            gaps.append(toxicity)
+        else:
+            found.append(toxicity)
+    else:
+        gaps.append("no toxicity: --toxicity was not given")
+    if plan.reward_model is not None:
+        found.append(load_reward(plan.reward_model, device=device))
+    else:
+        gaps.append("no reward: no --reward-model was given")
+    return Scorers(tuple(found), tuple(gaps))
+
+
+@dataclass(frozen=True)
 class ExitSection:
     """What is needed to measure a model at its vision exits.
 
@@ -36,12 +72,14 @@ class ExitSection:
         loaded: The plan and its suites.
         text: Activations of text prompts, for safety directions.
         folder: Where results are kept.
+        scorers: Toxicity and reward.
     """
 
     evaluation: Evaluation
     loaded: LoadedDiagnosis
     text: Activations
     folder: Path
+    scorers: Scorers
 
     @property
     def vlm(self) -> Vlm:
@@ -60,15 +98,14 @@ class ExitSection:
             return {"gap": "no suite was named for vision exits"}
         samples = harmful_with_images(suite)
         exits = distinct_exits(self.vlm)
-        scorers, gaps = self._scorers()
         sweep = sweep_exits(
             self.evaluation,
             BASE,
             samples,
             get_judge(self.plan.judge or suite.spec.default_judge),
             exits,
-            scorers=scorers,
-            gaps=gaps,
+            scorers=self.scorers.found,
+            gaps=self.scorers.gaps,
             seed=self.plan.seed,
         )
         embeddings = self._kept("embeddings", samples, exits, self._measure_embeddings)
@@ -88,23 +125,6 @@ class ExitSection:
             ],
             "decoder": self._exit_decoder(samples, exits),
         }
-
-    def _scorers(self) -> tuple[list[AnswerScorer], list[str]]:
-        scorers: list[AnswerScorer] = []
-        gaps: list[str] = []
-        if self.plan.toxicity:
-            found = load_toxicity(device=str(self.vlm.device))
-            if isinstance(found, str):
-                gaps.append(found)
-            else:
-                scorers.append(found)
-        else:
-            gaps.append("no toxicity: --toxicity was not given")
-        if self.plan.reward_model is not None:
-            scorers.append(load_reward(self.plan.reward_model, device=str(self.vlm.device)))
-        else:
-            gaps.append("no reward: no --reward-model was given")
-        return scorers, gaps
 
     def _kept(
         self,

@@ -103,7 +103,7 @@ def build_four_sets(samples: Sequence[Sample], in_words: TextBranch) -> FourSets
             samples share an id.
         VlmendError: As `in_words`.
     """
-    _check(samples)
+    check_samples(samples)
     with_images = [sample for sample in samples if sample.images]
     words = in_words([sample.messages for sample in with_images])
     twins = {sample.id: text for sample, text in zip(with_images, words, strict=True)}
@@ -179,7 +179,13 @@ def _item(sample: Sample, modality: Modality, conversation: Conversation) -> Set
     return SetItem(sample.id, sample.suite, modality, label, group_of(sample), conversation)
 
 
-def _check(samples: Sequence[Sample]) -> None:
+def check_samples(samples: Sequence[Sample]) -> None:
+    """Refuse samples that four sets cannot be built from.
+
+    Raises:
+        DataError: No sample has an image, a label is missing among those that have one, or two
+            samples share an id.
+    """
     twice = sorted(i for i, times in Counter(s.id for s in samples).items() if times > 1)
     if twice:
         raise DataError(

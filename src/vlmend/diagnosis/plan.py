@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from vlmend.diagnosis.four_sets import check_samples
 from vlmend.diagnosis.maps import MAPS
 from vlmend.errors import ConfigError, DataError, UnknownNameError
 from vlmend.evals.run import check_images
@@ -114,7 +115,8 @@ def load_plan(plan: DiagnosisPlan) -> LoadedDiagnosis:
     Raises:
         UnknownNameError: No such suite or judge.
         ConfigError: A folder is missing or not wanted.
-        DataError: A file, row or image cannot be used, or a suite for exits has no images.
+        DataError: A file, row or image cannot be used, a label is missing among the items with
+            images, or a suite for exits has no such items.
     """
     if plan.judge is not None:
         get_judge(plan.judge)
@@ -131,6 +133,7 @@ def load_plan(plan: DiagnosisPlan) -> LoadedDiagnosis:
         load(plan.exit_suite, at_exits) if plan.exit_suite else None,
         load(plan.vqa_suite, at_exits) if plan.vqa_suite else None,
     )
+    check_samples(loaded.samples)
     if loaded.vqa is not None and not any(sample.images for sample in loaded.vqa.samples):
         raise DataError(
             f"suite {loaded.vqa.name!r} has no images, so no answer depends on a picture. Name a "
