@@ -29,7 +29,7 @@ class Settings:
     new_tokens: int = 24
     batches: tuple[int, ...] = (16, 32)
     fit_items: int = 16
-    recording_models: tuple[str, ...] = ("tiny", "small")
+    recording_models: tuple[str, ...] = ("tiny", "mid")
     prompt_lengths: tuple[int, ...] = (100, 400, 1600)
 
 
