@@ -9,29 +9,21 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from page_checks import CONTRAST_SCRIPT, SCHEMES, SCREENS, SUBPIXEL, Seen
 
 from vlmend.report.diagnosis.page import render_diagnosis
 
-sync_api = pytest.importorskip(
-    "playwright.sync_api", reason="browser test skipped: the playwright package is not installed"
-)
-
 HERE = Path(__file__).resolve()
-SCREENS = {"laptop": (1280, 900), "phone": (390, 844)}
-SCHEMES = ("light", "dark")
-SUBPIXEL = 1
-"""Browsers round layout boxes to whole pixels."""
 SLIDERS = ("confusion", "maps", "violins")
 
 
 def load(name: str, path: Path) -> ModuleType:
-    # Test folders are no packages: the sample and the other page's checks are loaded by path.
+    # Test folders are no packages: the sample is loaded by path.
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -42,7 +34,6 @@ def load(name: str, path: Path) -> ModuleType:
     return module
 
 
-REPORT = load("report_page_checks", HERE.with_name("test_report_page.py"))
 SAMPLE = load(
     "diagnosis_sample", HERE.parents[1] / "unit" / "report" / "diagnosis" / "sample_diagnosis.py"
 )
@@ -61,29 +52,6 @@ def strained_diagnosis() -> dict[str, Any]:
     diagnosis["gaps"].append("y" * 200)
     diagnosis["reproduce"]["command"] = "vlmend diagnose " + "--suite organism/icon " * 12
     return diagnosis
-
-
-@dataclass
-class Seen:
-    """What the page did while it was open."""
-
-    page: Any
-    console: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    executable = REPORT.find_chromium()
-    if executable is None:
-        pytest.skip(
-            "browser test skipped: no Chromium on this machine; install one of "
-            f"{', '.join(REPORT.NAMES)}, or set VLMEND_CHROMIUM to its path"
-        )
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=executable, args=REPORT.FLAGS)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +116,7 @@ def test_page_reads_well(seen: Seen, report: Path) -> None:
         assert box["height"] > 60
     assert page.locator("table.matrix:visible").count() == 3
     check_width(page)
-    assert page.evaluate(REPORT.CONTRAST_SCRIPT) == []
+    assert page.evaluate(CONTRAST_SCRIPT) == []
     assert seen.console == []
     assert [url for url in seen.requests if not url.startswith("data:")] == [report.as_uri()]
 

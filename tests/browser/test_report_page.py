@@ -7,71 +7,15 @@ one, or without the playwright package, the tests skip and say so.
 from __future__ import annotations
 
 import importlib.util
-import os
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from page_checks import CONTRAST_SCRIPT, SCHEMES, SCREENS, SUBPIXEL, Seen
 
 from vlmend.report.render import render_report
-
-sync_api = pytest.importorskip(
-    "playwright.sync_api", reason="browser test skipped: the playwright package is not installed"
-)
-
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-SCREENS = {"laptop": (1280, 900), "phone": (390, 844)}
-SCHEMES = ("light", "dark")
-MIN_CONTRAST = 4.5
-"""WCAG 2 level AA for text of normal size."""
-SUBPIXEL = 1
-"""Browsers round layout boxes to whole pixels."""
-
-CONTRAST_SCRIPT = """() => {
-  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
-  const luminance = ([r, g, b]) => [r, g, b].map((v) => v / 255)
-    .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const ground = (node) => {
-    for (let at = node; at; at = at.parentElement) {
-      const colour = parse(getComputedStyle(at).backgroundColor);
-      if (colour.length === 3 || colour[3] === 1) return colour;
-    }
-    return [255, 255, 255];
-  };
-  const poor = [];
-  for (const node of document.querySelectorAll("body *")) {
-    const own = [...node.childNodes].some((c) => c.nodeType === 3 && c.textContent.trim());
-    if (!own || !node.checkVisibility() || ["title", "style"].includes(node.tagName)) continue;
-    const style = getComputedStyle(node);
-    const ink = parse(node.closest("svg") ? style.fill : style.color);
-    const [a, b] = [luminance(ink), luminance(ground(node))].sort((x, y) => y - x);
-    const ratio = (a + 0.05) / (b + 0.05);
-    if (ratio < LIMIT) poor.push(`${ratio.toFixed(2)} ${node.tagName} ${node.textContent.trim()}`);
-  }
-  return poor;
-}""".replace("LIMIT", str(MIN_CONTRAST))
-
-
-def find_chromium() -> str | None:
-    named = os.environ.get("VLMEND_CHROMIUM")
-    if named:
-        return shutil.which(named)
-    return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 def load_sample() -> ModuleType:
@@ -94,29 +38,6 @@ def long_metrics() -> dict[str, Any]:
     metrics["examples"][2]["answers"][0]["text"] = "<script>document.title = 'owned'</script>"
     metrics["reproduce"]["command"] = "vlmend audit " + "--suite organism/icon " * 12
     return metrics
-
-
-@dataclass
-class Seen:
-    """What the page did while it was open."""
-
-    page: Any
-    console: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    executable = find_chromium()
-    if executable is None:
-        pytest.skip(
-            "browser test skipped: no Chromium on this machine; install one of "
-            f"{', '.join(NAMES)}, or set VLMEND_CHROMIUM to its path"
-        )
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=executable, args=FLAGS)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

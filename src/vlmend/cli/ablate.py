@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmend.cli.audit import RUN_FILES
 from vlmend.cli.options import (
     add_model_options,
+    add_run_options,
     join_command,
     open_model,
-    parse_batch_size,
     parse_numbers,
     positive,
     refuse_foreign_folder,
@@ -68,22 +67,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         "--limit", type=positive, metavar="N", help="first N items of every suite to measure on"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the choice of samples (default: 0)")
-    parser.add_argument(
-        "--max-new-tokens",
-        type=positive,
-        default=64,
-        metavar="N",
-        help="answer length (default: 64)",
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=parse_batch_size,
-        default=None,
-        metavar="auto|N",
-        help="prompts a batch, halved when memory runs out (default: auto)",
-    )
-    parser.add_argument("--out", type=Path, default=Path("out/ablate"), help="run folder")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    add_run_options(parser, out="out/ablate")
 
 
 def _add_factors(parser: argparse.ArgumentParser) -> None:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from vlmend.cli.options import (
     add_model_options,
+    add_run_options,
     join_command,
     open_model,
-    parse_batch_size,
     parse_exits,
     positive,
     refuse_foreign_folder,
@@ -69,22 +69,7 @@ def add_parser(commands: Any) -> None:
         help="measure one more arm: the model's own caption in place of the image",
     )
     parser.add_argument("--limit", type=positive, metavar="N", help="first N items of every suite")
-    parser.add_argument(
-        "--max-new-tokens",
-        type=positive,
-        default=64,
-        metavar="N",
-        help="answer length (default: 64)",
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=parse_batch_size,
-        default=None,
-        metavar="auto|N",
-        help="prompts a batch, halved when memory runs out (default: auto)",
-    )
-    parser.add_argument("--out", type=Path, default=Path("out/audit"), help="run folder")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    add_run_options(parser, out="out/audit")
     parser.set_defaults(run=run)
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmend.cli.audit import RUN_FILES
 from vlmend.cli.options import (
     add_model_options,
+    add_run_options,
     join_command,
     open_model,
-    parse_batch_size,
     positive,
     refuse_foreign_folder,
     split_names,
@@ -53,8 +52,7 @@ def add_parser(commands: Any) -> None:
     add_model_options(parser)
     _add_data_options(parser)
     _add_measure_options(parser)
-    parser.add_argument("--out", type=Path, default=Path("out/diagnosis"), help="run folder")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    add_run_options(parser, out="out/diagnosis", max_new_tokens=None)
     parser.set_defaults(run=run)
 
 
@@ -99,9 +97,6 @@ def _add_measure_options(parser: argparse.ArgumentParser) -> None:
         "--judge", metavar="NAME", help="judge of harmful requests (default: each suite's own)"
     )
     parser.add_argument(
-        "--max-new-tokens", type=positive, metavar="N", help="answer length (default: 64)"
-    )
-    parser.add_argument(
         "--caption-tokens", type=positive, metavar="N", help="caption length (default: 128)"
     )
     parser.add_argument(
@@ -127,12 +122,6 @@ def _add_measure_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--toxicity", action="store_true", help="score answers with Detoxify (extra 'judges')"
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=parse_batch_size,
-        metavar="auto|N",
-        help="prompts a batch, halved when memory runs out (default: auto)",
     )
     parser.add_argument("--seed", type=int, metavar="N", help="of resampling and maps (default: 0)")
 

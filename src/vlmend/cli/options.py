@@ -33,6 +33,34 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_run_options(
+    parser: argparse.ArgumentParser, *, out: str, max_new_tokens: int | None = 64
+) -> None:
+    """--max-new-tokens, --batch-size, --out and --resume.
+
+    Args:
+        parser: Where to.
+        out: Default run folder.
+        max_new_tokens: Default answer length; None where a plan has its own.
+    """
+    parser.add_argument(
+        "--max-new-tokens",
+        type=positive,
+        default=max_new_tokens,
+        metavar="N",
+        help="answer length (default: 64)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=parse_batch_size,
+        default=None,
+        metavar="auto|N",
+        help="prompts a batch, halved when memory runs out (default: auto)",
+    )
+    parser.add_argument("--out", type=Path, default=Path(out), help="run folder")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+
+
 def open_model(args: argparse.Namespace) -> Vlm:
     """Load the model that the command line names."""
     from vlmend.models.load import load_vlm
