@@ -7,11 +7,11 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from html_page import Page
 from sample_metrics import sample_metrics
 
 from vlmend.errors import RunError
@@ -19,39 +19,6 @@ from vlmend.report.render import render_html, render_report
 
 MAX_BYTES = 1_500_000
 """The limit the report promises; a page above it is slow to open on a phone."""
-VOID = {"meta", "link", "img", "wbr", "br"}
-
-
-class Page(HTMLParser):
-    """Collects tags, attributes and visible text, and checks that tags nest."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if not {"style", "title"} & set(self.open):
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return re.sub(r"\s+", " ", "".join(self.words))
 
 
 def find_cells(metrics: dict[str, Any], **want: Any) -> list[dict[str, Any]]:
