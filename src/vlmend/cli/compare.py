@@ -280,7 +280,7 @@ def _costs(ledger: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _reached(reached: Mapping[str, Any] | None) -> str:
-    """Cost until the watched rate was first low enough, or why there is none."""
+    """Cost until the watched rate was low enough for good, or why there is none."""
     if reached is None:
         return "not watched"
     if reached.get("steps") is None:

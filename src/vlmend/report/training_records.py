@@ -57,7 +57,7 @@ class Training:
         suite: What was watched; empty where nothing was.
         curve: The rate on the way.
         target: The rate that was to be reached.
-        reached: The cost until it was; `None` if it never was, or nothing was watched.
+        reached: The cost until it was for good; `None` if it never was, or nothing was watched.
     """
 
     repair: str

@@ -208,10 +208,10 @@ def _curve_words(training: Training, curve: Sequence[Watched]) -> str:
         return f"{text}."
     goal = f"{percent_words(training.target)} or less"
     if training.reached is None:
-        return f"{text}; {goal} was not seen."
+        return f"{text}; {goal} was not reached for good."
     if not training.reached.steps:
         return f"{text}; it was {goal} from the start."
-    return f"{text}; {goal} first seen after {_reached_words(training)}."
+    return f"{text}; {goal} for good after {_reached_words(training)}."
 
 
 def _rate_words(point: Watched) -> str:

@@ -16,6 +16,9 @@ SAFE_ASR = 0.08
 
 _COSTS = ("seconds", "flops", "flops_estimated", "tokens", "images")
 
+_NOTHING_SPENT = {"seconds": 0, "flops": 0, "flops_estimated": False, "tokens": 0, "images": 0}
+"""Before the first step."""
+
 
 def training_record(
     name: str,
@@ -36,8 +39,8 @@ def training_record(
 
     Returns:
         "repair", "ledger" (totals), "watch" ("suite", "points": rate with limits and the cost
-        until then) and "reached" ("asr", and the cost until it was: "steps" and the rest are None
-        if it never was); the last two are None where nothing was watched.
+        until then) and "reached" ("asr", and the cost until it was and stayed so: "steps" and
+        the rest are None if it did not); the last two are None where nothing was watched.
 
     Raises:
         RunError: Steps are missing, so that a sum would be too low.
@@ -60,7 +63,7 @@ def training_record(
 
 def _point(row: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     spent = sum_ledger(r for r in records if r["step"] <= row["step"])
-    costs = spent.record() if spent.steps else dict.fromkeys(_COSTS, 0)
+    costs = spent.record() if spent.steps else _NOTHING_SPENT
     return {
         "step": row["step"],
         "asr": row["asr"],
@@ -77,5 +80,5 @@ def _reached(
     if found is None:
         return {"asr": asr, "steps": None, **dict.fromkeys(_COSTS)}
     steps, spent = found
-    costs = spent.record() if steps else dict.fromkeys(_COSTS, 0)
+    costs = spent.record() if steps else _NOTHING_SPENT
     return {"asr": asr, "steps": steps, **{name: costs[name] for name in _COSTS}}

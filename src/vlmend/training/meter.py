@@ -19,6 +19,7 @@ import time
 from collections.abc import Generator, Hashable, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from statistics import median
 from typing import Any
 
@@ -189,24 +190,30 @@ def cost_to_reach(
     asr: float = 0.08,
     field: str = "asr",
 ) -> tuple[int, Ledger] | None:
-    """What it cost until the attack success rate was first seen at or below a value.
+    """What it cost until the attack success rate was at or below a value, and stayed there.
+
+    A rate that dips below and rises again was not reached: what counts is the first look from
+    which on no later one is above.
 
     Args:
         records: Rows of `steps.jsonl`, each with the number of its step.
-        watch: Rows of `watch.jsonl`: `step`, the number of steps done, and the rate.
+        watch: Rows of `watch.jsonl` in order: `step`, the number of steps done, and the rate;
+            looks without one say nothing.
         asr: The value, 0..1.
         field: Where a watched row holds the rate.
 
     Returns:
-        The number of steps after which it was seen, and their cost; None if it never was.
+        The number of steps after which it was held, and their cost; None if it was not in the
+        end.
 
     Raises:
         RunError: Steps are missing, so that a sum would be too low.
     """
-    reached = [row["step"] for row in watch if row.get(field) is not None and row[field] <= asr]
-    if not reached:
+    looks = [(row["step"], row[field]) for row in watch if row.get(field) is not None]
+    held = list(takewhile(lambda look: look[1] <= asr, reversed(looks)))
+    if not held:
         return None
-    steps = min(reached)
+    steps = held[-1][0]
     rows = [row for row in records if row["step"] <= steps]
     if len(rows) != steps:
         raise RunError(

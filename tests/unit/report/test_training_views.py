@@ -54,9 +54,9 @@ def test_curves_share_a_scale_and_say_when_the_target_was_reached() -> None:
     ledger = build_ledger(read_records(metrics))
     assert ledger is not None
     reached, missed = ledger.panels
-    assert "first seen after 80 steps" in reached.caption
+    assert "or less for good after 80 steps" in reached.caption
     assert "on organism/text" in reached.caption
-    assert missed.caption.endswith("or less was not seen.")
+    assert missed.caption.endswith("or less was not reached for good.")
     assert all("TFLOP spent" in panel.chart for panel in ledger.panels)
     # 160 steps of 9 GFLOP against 160 of 41: the first curve ends early on the common scale.
     ends = [panel.chart.split('<polyline class="line s-complied" points="')[1].split('"')[0]

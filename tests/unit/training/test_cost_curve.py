@@ -30,7 +30,7 @@ WATCH = [
     {"step": 4, "asr": 0.2, "low": 0.1, "high": 0.3},
     {"step": 6, "asr": None},
     {"step": 8, "asr": 0.05, "low": 0.0, "high": 0.1},
-    {"step": 10, "asr": 0.09},
+    {"step": 10, "asr": 0.06},
 ]
 
 
@@ -43,12 +43,14 @@ def test_the_curve_has_the_cost_so_far() -> None:
     assert [point["step"] for point in points] == [0, 4, 8, 10]
     assert [point["seconds"] for point in points] == [0, 8.0, 16.0, 20.0]
     assert [point["images"] for point in points] == [0, 12, 24, 30]
+    assert [point["flops_estimated"] for point in points] == [False] * 4
+    assert points[0]["flops_estimated"] is False, "0 is no bool in JSON"
     assert (points[1]["low"], points[3]["low"]) == (0.1, None)
     assert found["watch"]["suite"] == "s"
     json.dumps(found, allow_nan=False)
 
 
-def test_reached_is_the_first_time_the_rate_is_low_enough() -> None:
+def test_reached_is_when_the_rate_is_low_enough_and_stays_so() -> None:
     reached = training_record("x", STEPS, WATCH)["reached"]
     assert reached == {
         "asr": 0.08,
@@ -60,7 +62,18 @@ def test_reached_is_the_first_time_the_rate_is_low_enough() -> None:
         "images": 24,
     }
     at_once = training_record("x", STEPS, WATCH, asr=0.75)["reached"]
-    assert (at_once["steps"], at_once["seconds"], at_once["flops"]) == (0, 0, 0)
+    assert at_once == {
+        "asr": 0.75,
+        "steps": 0,
+        "seconds": 0,
+        "flops": 0,
+        "flops_estimated": False,
+        "tokens": 0,
+        "images": 0,
+    }
+    assert at_once["flops_estimated"] is False, "0 is no bool in JSON"
+    rises = training_record("x", STEPS, [*WATCH[:4], {"step": 10, "asr": 0.09}])["reached"]
+    assert (rises["asr"], rises["steps"], rises["flops"]) == (0.08, None, None)
 
 
 def test_never_reached_and_not_watched_are_told_apart() -> None:

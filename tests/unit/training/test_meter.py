@@ -302,8 +302,10 @@ def test_cost_to_reach_a_rate() -> None:
     watch = [
         {"step": 0, "asr": 1.0},
         {"step": 2, "asr": 0.5},
+        {"step": 3, "asr": None},
         {"step": 4, "asr": 0.08},
-        {"step": 6, "asr": 0.3},
+        {"step": 5, "asr": None},
+        {"step": 6, "asr": 0.06},
     ]
     found = cost_to_reach(rows, watch)
     assert found == (4, sum_ledger(rows[:4]))
@@ -312,3 +314,20 @@ def test_cost_to_reach_a_rate() -> None:
     assert cost_to_reach(rows, [{"step": 0, "asr": 0.0}]) == (0, sum_ledger([]))
     with pytest.raises(RunError, match="after 4 steps, but the records hold 2"):
         cost_to_reach(rows[:2], watch)
+
+
+@pytest.mark.parametrize(
+    ("rates", "steps"),
+    [
+        ((0.9, 0.05, 0.3), None),
+        ((0.9, 0.05, 0.3, 0.07, 0.01), 3),
+        ((0.05, 0.9, 0.08), 2),
+        ((0.05, 0.02), 0),
+    ],
+)
+def test_a_rate_that_rises_again_was_not_reached(
+    rates: tuple[float, ...], steps: int | None
+) -> None:
+    rows = [row(step, 1.0, 10, counted=False) for step in range(1, 7)]
+    found = cost_to_reach(rows, [{"step": n, "asr": rate} for n, rate in enumerate(rates)])
+    assert (None if found is None else found[0]) == steps
