@@ -17,6 +17,7 @@ from vlmend.models.vlm import EncodedBatch, Vlm
 from vlmend.repairs.layer_ppo.objective import ROLLOUTS, LayerPPOObjective
 from vlmend.repairs.layer_ppo.repair import LayerPPO, Reward
 from vlmend.repairs.layer_ppo.settings import LayerPPOSettings
+from vlmend.repairs.layer_ppo.watch_rule import WatchRule
 from vlmend.testing import picture
 from vlmend.training.examples import Example
 from vlmend.training.loop_settings import LoopSettings
@@ -153,11 +154,12 @@ def trained(
     folder: Path,
     settings: LayerPPOSettings = SETTINGS,
     loop: LoopSettings = LOOP,
+    rule: WatchRule | None = None,
     **more: Any,
 ) -> LayerPPO:
     given = {"reward": reward(), **more}
     data = streams()
-    return LayerPPO(settings, loop).fit(
+    return LayerPPO(settings, loop, rule or WatchRule()).fit(
         vlm, data["harmful"], data["benign"], folder=folder / "training", **given
     )
 

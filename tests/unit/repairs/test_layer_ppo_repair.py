@@ -23,6 +23,7 @@ from vlmend.repairs.layer_ppo.experience import RewardScale
 from vlmend.repairs.layer_ppo.objective import LayerPPOObjective
 from vlmend.repairs.layer_ppo.repair import LayerPPO, Reward
 from vlmend.repairs.layer_ppo.settings import LayerPPOSettings
+from vlmend.repairs.layer_ppo.watch_rule import WatchRule
 from vlmend.repairs.merge import save_merged
 from vlmend.repairs.protocol import Fitted, load_repair, require_unseen
 from vlmend.runs import JsonLines, RunFolder, read_json
@@ -258,11 +259,45 @@ def test_the_checkpoint_of_the_best_check_is_kept(
     assert last.fingerprint != best.fingerprint
 
 
-def test_a_collapse_ends_the_training(vlm: Vlm, tmp_path: Path) -> None:
+@pytest.mark.parametrize("killed_after", [None, 2])
+def test_a_collapse_ends_the_training_and_the_step_before_it_is_kept(
+    vlm: Vlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int | None
+) -> None:
+    """No check is within the rule: over-refusal rises at once, and from step 2 on too far."""
+    import vlmend.repairs.layer_ppo.repair as module
+
+    real = module.check_held_out
+    refused = {0: 0.0, 1: 0.1, 2: 0.9, 3: 0.9}
+
+    def spoilt(step: int, *args: Any) -> Any:
+        found = replace(real(step, *args), refusal_benign=refused[step], incoherent=0.0)
+        return replace(found, reward_harmful=float(step), reward_benign=0.0, reward_std=9.0)
+
+    monkeypatch.setattr(module, "check_held_out", spoilt)
+    given = {"held_out": {"harmful": prompts("held-out", 2)}, "watch_every": 1}
+
+    def killing(_what: str, done: int, _total: int) -> None:
+        if done == killed_after:
+            raise KeyboardInterrupt
+
+    if killed_after is not None:
+        with pytest.raises(KeyboardInterrupt):
+            trained(vlm, tmp_path, loop=replace(LOOP, steps=4), progress=killing, **given)
+    repair = trained(vlm, tmp_path, loop=replace(LOOP, steps=4), **given)
+    assert repair.facts_["stopped"].startswith("the policy collapses on held-out prompts")
+    assert repair.facts_["ledger"]["steps"] == 3
+    assert repair.facts_["kept_step"] == 1
+    assert "the 1 of 3 checks that break no limit of a collapse" in repair.facts_["choice"]
+    one = trained(vlm, tmp_path / "one", loop=replace(LOOP, steps=1))
+    assert repair.fingerprint == one.fingerprint
+
+
+def test_of_collapsed_checks_the_adapter_of_the_least_spoilt_is_kept(
+    vlm: Vlm, tmp_path: Path
+) -> None:
     """Held-out answers are cut to nothing but blanks: the watch says stop."""
     import vlmend.repairs.layer_ppo.repair as module
 
-    spoilt = replace(LOOP, steps=4)
     real = module._Training._answer
     calls: list[int] = []
 
@@ -275,13 +310,23 @@ def test_a_collapse_ends_the_training(vlm: Vlm, tmp_path: Path) -> None:
         repair = trained(
             vlm,
             tmp_path,
-            loop=spoilt,
+            loop=replace(LOOP, steps=4),
             held_out={"harmful": prompts("held-out", 2)},
             watch_every=1,
         )
     assert repair.facts_["stopped"].startswith("the policy collapses on held-out prompts")
     assert repair.facts_["ledger"]["steps"] == 2
-    assert "so the last step is kept" in repair.facts_["choice"]
+    assert repair.facts_["kept_step"] == 1, "the earlier of equals"
+    assert "all of 2 checks break a limit of a collapse" in repair.facts_["choice"]
+    one = trained(vlm, tmp_path / "one", loop=replace(LOOP, steps=1))
+    assert repair.fingerprint == one.fingerprint
+
+
+def test_a_training_does_not_go_on_under_another_rule(vlm: Vlm, tmp_path: Path) -> None:
+    """The best adapter so far is on disk by the rule of before."""
+    trained(vlm, tmp_path, loop=replace(LOOP, steps=1))
+    with pytest.raises(RunError, match="rule"):
+        trained(vlm, tmp_path, loop=replace(LOOP, steps=1), rule=WatchRule(patience=5))
 
 
 # ---- the artifact

@@ -262,13 +262,52 @@ def test_at_the_limit_a_check_may_be_kept() -> None:
     assert best_check([START, edge], WatchRule(max_kept_rise=0.02)) is edge
 
 
-def test_the_start_is_returned_only_where_nothing_else_passes() -> None:
-    worse, bad = check(5, reward_harmful=-3.0), check(10, refusal_benign=0.9, reward_harmful=9.0)
-    assert best_check([START, worse, bad], WatchRule()) is worse
+def test_the_start_is_never_kept_however_good_it_is() -> None:
+    worse = check(5, reward_harmful=-3.0)
+    assert best_check([START, worse], WatchRule()) is worse
     assert describe_choice([START, worse], WatchRule()).endswith("; it is not above the start")
-    assert best_check([START, bad], WatchRule()) is START
-    assert describe_choice([START, bad], WatchRule()).startswith("none of 1 checks after")
-    assert best_check([START], WatchRule()) is START
+
+
+def test_without_a_check_within_the_limits_the_best_sound_one_is_kept() -> None:
+    checks = [
+        START,
+        check(5, refusal_benign=0.15),  # mean 0.0
+        check(10, refusal_benign=0.2, reward_harmful=2.0),  # mean 2.0
+        check(15, incoherent=0.1, reward_harmful=2.0),  # mean 2.0, later
+        check(20, refusal_benign=0.9, reward_harmful=9.0),  # mean 5.5, a collapse
+        check(25, refusal_benign=0.15, reward_harmful=9.0, reward_benign=-4.0),  # likewise
+    ]
+    assert best_check(checks, WatchRule()).step == 10
+    assert describe_choice(checks, WatchRule()) == (
+        "step 10: highest reward on held-out prompts (2.00, at the start 0.00) of the 3 of 5 "
+        "checks that break no limit of a collapse; none has over-refusal and incoherent answers "
+        "at most 0.02 above the start"
+    )
+
+
+def test_a_check_within_the_limits_displaces_any_that_is_not() -> None:
+    bold = check(5, refusal_benign=0.2, reward_harmful=9.0)
+    poor = check(10, reward_harmful=-3.0)
+    assert best_check([START, bold], WatchRule()) is bold
+    assert best_check([START, bold, poor], WatchRule()) is poor
+    collapsed = check(3, refusal_benign=0.9, reward_harmful=99.0)
+    assert best_check([START, collapsed], WatchRule()) is collapsed
+    assert best_check([START, collapsed, bold], WatchRule()) is bold
+
+
+def test_of_collapsed_checks_the_least_risen_is_kept_and_the_earlier_of_equals() -> None:
+    checks = [
+        START,
+        check(5, refusal_benign=0.9, reward_harmful=9.0),  # + 0.8
+        check(10, refusal_benign=0.35, incoherent=0.75),  # + 0.7
+        check(15, refusal_benign=0.8, incoherent=0.05),  # + 0.7, another last digit
+        check(20, refusal_benign=0.81),
+    ]
+    assert best_check(checks, WatchRule()).step == 10
+    assert describe_choice(checks, WatchRule()) == (
+        "step 10: all of 4 checks break a limit of a collapse, and here the larger rise of "
+        "over-refusal and incoherent answers is the smallest (0.70)"
+    )
 
 
 def test_without_a_reward_model_refusals_decide() -> None:
@@ -287,6 +326,9 @@ def test_a_stream_that_fell_silent_is_not_the_best() -> None:
     assert best_check([START, silent, check(10)], WatchRule(max_kept_rise=1.0)).step == 10
 
 
-def test_no_check_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="no check was made"):
-        best_check([], WatchRule())
+@pytest.mark.parametrize("checks", [[], [START]])
+def test_without_a_check_after_the_start_nothing_can_be_kept(checks: list[HeldOutCheck]) -> None:
+    with pytest.raises(ConfigError, match="none after the start"):
+        best_check(checks, WatchRule())
+    with pytest.raises(ConfigError, match="none after the start"):
+        describe_choice(checks, WatchRule())

@@ -178,6 +178,7 @@ class LayerPPO(AdapterRepair):
             "held_out": {role: f["sha256"] for role, f in describe_data(held_out).items()},
             "reward": None if reward is None else reward.name,
             "reward_scale": None if reward is None else asdict(reward.scale),
+            "rule": asdict(self.rule),  # by which the best adapter so far is on disk
         }
         rounds = {None: exits} if self.settings.adapters == "shared" else {e: (e,) for e in exits}
         adapters: dict[int | None, AdapterWeights] = {}
@@ -365,11 +366,8 @@ class _Training:
                 "choice": describe_choice(checks, self.repair.rule),
                 "kept_step": best.step,
             }
-            if best.step not in (0, len(result.steps)):
+            if best.step != len(result.steps):
                 weights = read_adapter(self.folder / _BEST)
-            if best.step == 0:
-                facts["kept_step"] = len(result.steps)
-                facts["choice"] += ", so the last step is kept"
         return weights, facts
 
     def _checks(self) -> list[HeldOutCheck]:

@@ -251,28 +251,40 @@ def _broken_limits(check: HeldOutCheck, start: HeldOutCheck, rule: WatchRule) ->
 
 
 def best_check(checks: Sequence[HeldOutCheck], rule: WatchRule) -> HeldOutCheck:
-    """Which checkpoint is kept.
+    """Which checkpoint is kept: one after the start, which is no repair.
 
-    Of the checks after the start at which neither over-refusal nor incoherent answers rose by more
-    than `rule.max_kept_rise`, the one with the highest merit, and of equal ones the earliest. The
-    start, which is no repair, is returned only where no other passes: it is not compared, since
-    a few prompts may put it ahead by chance (`describe_choice` says so where they do).
+    The first of these rungs that any check is on decides; of equal checks the earliest is kept.
+
+    1. At which neither over-refusal nor incoherent answers rose by more than
+       `rule.max_kept_rise`: the one with the highest merit.
+    2. That break no limit of a collapse: the one with the highest merit.
+    3. All others: the one at which the larger of the two rises is smallest.
 
     Merit is the mean of the streams' mean rewards, so that streams count alike whatever their
-    sizes; without a reward model, refusal of harmful prompts minus over-refusal.
+    sizes; without a reward model, refusal of harmful prompts minus over-refusal. It is not
+    compared with the start's, since a few prompts may put that ahead by chance
+    (`describe_choice` says so where they do).
 
     Args:
-        checks: At least one, the one before the first step first.
+        checks: At least two, the one before the first step first.
         rule: The limits.
 
     Raises:
-        ConfigError: No checks.
+        ConfigError: No check after the start.
     """
-    if not checks:
-        raise ConfigError("no check was made, so no checkpoint can be chosen. Watch the training.")
-    start, later = checks[0], checks[1:]
-    passing = [check for check in later if _may_be_kept(check, start, rule)]
-    return max(passing, key=lambda check: (_merit(check, checks), -check.step), default=start)
+    if len(checks) < 2:
+        raise ConfigError(
+            f"{len(checks)} checks were made, and none after the start, so no checkpoint can be "
+            "chosen. Watch the training until its end."
+        )
+    start = checks[0]
+
+    def place(check: HeldOutCheck) -> tuple[float, float, int]:
+        rung = _rung(check, start, rule)
+        worse = _larger_rise(check, start) if rung == _COLLAPSED else -_merit(check, checks)
+        return rung, worse, check.step
+
+    return min(checks[1:], key=place)
 
 
 def describe_choice(checks: Sequence[HeldOutCheck], rule: WatchRule) -> str:
@@ -283,26 +295,45 @@ def describe_choice(checks: Sequence[HeldOutCheck], rule: WatchRule) -> str:
         rule: The limits.
 
     Raises:
-        ConfigError: No checks.
+        ConfigError: No check after the start.
     """
-    best, later = best_check(checks, rule), checks[1:]
+    best, start, count = best_check(checks, rule), checks[0], len(checks) - 1
     limit = f"over-refusal and incoherent answers at most {rule.max_kept_rise:.2f} above the start"
-    if best is checks[0]:
-        return f"none of {len(later)} checks after the start passes the rule: {limit}"
-    passing = sum(_may_be_kept(check, checks[0], rule) for check in later)
-    merits = [_merit(check, checks) for check in (best, checks[0])]
+    rung = _rung(best, start, rule)
+    if rung == _COLLAPSED:
+        return (
+            f"step {best.step}: all of {count} checks break a limit of a collapse, and here the "
+            "larger rise of over-refusal and incoherent answers is the smallest "
+            f"({_larger_rise(best, start):.2f})"
+        )
+    alike = sum(_rung(check, start, rule) == rung for check in checks[1:])
+    merits = [_merit(check, checks) for check in (best, start)]
     what = "reward" if _has_rewards(checks) else "refusal less over-refusal"
+    which = f"the {alike} of {count} checks with {limit}"
+    if rung == _SOUND:
+        which = f"the {alike} of {count} checks that break no limit of a collapse; none has {limit}"
     line = (
         f"step {best.step}: highest {what} on held-out prompts ({merits[0]:.2f}, at the start "
-        f"{merits[1]:.2f}) of the {passing} of {len(later)} checks with {limit}"
+        f"{merits[1]:.2f}) of {which}"
     )
     return line + ("; it is not above the start" if merits[0] <= merits[1] else "")
 
 
-def _may_be_kept(check: HeldOutCheck, start: HeldOutCheck, rule: WatchRule) -> bool:
-    limit = rule.max_kept_rise + _SLACK
+_WITHIN, _SOUND, _COLLAPSED = range(3)
+"""Rungs of the rule by which a checkpoint is kept, see `best_check`."""
+
+
+def _rung(check: HeldOutCheck, start: HeldOutCheck, rule: WatchRule) -> int:
+    if _larger_rise(check, start) <= rule.max_kept_rise + _SLACK:
+        return _WITHIN
+    return _COLLAPSED if _broken_limits(check, start, rule) else _SOUND
+
+
+def _larger_rise(check: HeldOutCheck, start: HeldOutCheck) -> float:
+    """Of over-refusal and of incoherent answers since the start, the larger rise."""
     refused = (check.refusal_benign or 0.0) - (start.refusal_benign or 0.0)
-    return refused <= limit and check.incoherent - start.incoherent <= limit
+    # Rounded: see `_SLACK`. Equal rises are to be equal, so that the earlier check is kept.
+    return round(max(refused, check.incoherent - start.incoherent), 9)
 
 
 def _merit(check: HeldOutCheck, checks: Sequence[HeldOutCheck]) -> float:

@@ -21,7 +21,8 @@ class WatchRule:
             deviations of the rewards at the start.
         patience: Checks in a row that must say so; 0 never stops.
         max_kept_rise: Rise of over-refusal, and of incoherent answers, beyond which a checkpoint
-            is not kept. With fewer prompts than 1 / this, not one more is allowed.
+            is kept only if none is within; then a collapsed one only if all are. With fewer
+            prompts than 1 / this, not one more is allowed.
 
     Raises:
         ConfigError: Naming every setting that is out of range.
