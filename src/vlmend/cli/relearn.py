@@ -147,7 +147,7 @@ def _prepare(args: argparse.Namespace) -> Attack:
     from vlmend.judges.registry import get_judge
     from vlmend.models.generation import GenerationSettings
     from vlmend.suites.registry import get_suite, load_suite
-    from vlmend.training.adapters import LoraSettings
+    from vlmend.training.adapter_settings import LoraSettings
     from vlmend.training.data.registry import load_training_data
     from vlmend.training.relearning import Attack, RelearningSettings
 

@@ -12,8 +12,8 @@ from vlmend.models.hashing import hash_weights
 from vlmend.models.load import load_vlm
 from vlmend.models.vlm import Vlm
 from vlmend.runs import write_json
-from vlmend.training.adapter_loading import probe_logits, put_on
-from vlmend.training.adapters import AdapterWeights, FullAdapter
+from vlmend.training.adapter_loading import merged_in, probe_logits
+from vlmend.training.adapters import AdapterWeights
 
 MERGED_FILE = "vlmend-merged.json"
 """Marks a folder as a merged model of ours, which may be written over."""
@@ -50,10 +50,7 @@ def save_merged(vlm: Vlm, weights: AdapterWeights, folder: Path) -> float:
         ArtifactError: The adapter does not fit, the logits differ by more than
             `merge_tolerance`, or the folder read back is another model than the one saved.
     """
-    with put_on(vlm, weights, "adapter to be merged") as adapter:
-        expected = probe_logits(vlm)
-        dense = adapter.dense()
-    with FullAdapter(vlm, dense, "merged adapter", trains=False):
+    with merged_in(vlm, weights) as expected:
         difference = relative_difference(probe_logits(vlm), expected)
         tolerance = merge_tolerance(vlm.dtype)
         if not difference <= tolerance.relative:

@@ -13,10 +13,8 @@ from safetensors.torch import save as write_tensors
 
 from vlmend._optional import require
 from vlmend.errors import ArtifactError, RunError
-from vlmend.models.vlm import Vlm
 from vlmend.runs import read_json, replacing, write_json
-from vlmend.training.adapter_loading import put_on
-from vlmend.training.adapters import PEFT_PREFIX, Adapter, AdapterWeights
+from vlmend.training.adapters import PEFT_PREFIX, AdapterWeights
 
 CONFIG_FILE = "adapter_config.json"
 LORA_FILE = "adapter_model.safetensors"
@@ -80,20 +78,6 @@ def read_adapter(folder: Path) -> AdapterWeights:
         ) from error
     _require_plain(folder, given, weights)
     return weights
-
-
-def load_adapter(vlm: Vlm, folder: Path, *, condition: str = "adapter") -> Adapter:
-    """Read an adapter, put it on a model, and prove that it does something.
-
-    Args:
-        vlm: The model.
-        folder: What `save_adapter` wrote.
-        condition: What to call it in `vlm.conditions`.
-
-    Raises:
-        ArtifactError: As `read_adapter` and `put_on`.
-    """
-    return put_on(vlm, read_adapter(folder), condition)
 
 
 def _file_of(is_lora: bool) -> str:

@@ -7,7 +7,8 @@ and the logits of a probe prompt must change.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -129,6 +130,30 @@ def require_effect(adapter: Adapter) -> None:
 def probe_logits(vlm: Vlm) -> Tensor:
     """(1, V) logits after a probe prompt with a picture, so that every decoder layer runs."""
     return vlm.forward_prompt(vlm.encode([user(_PROBE, blank_image(_PROBE_SIZE))]))
+
+
+@contextmanager
+def merged_in(vlm: Vlm, weights: AdapterWeights) -> Generator[Tensor]:
+    """The model with an adapter's change in its own weights while the context is open.
+
+    Memory must hold the changed tensors once more.
+
+    Args:
+        vlm: The model, without the adapter.
+        weights: The adapter.
+
+    Yields:
+        The `probe_logits` of the model with the adapter beside its weights: what those of the
+        merged one are to be.
+
+    Raises:
+        ArtifactError: The adapter does not fit, or does nothing.
+    """
+    with put_on(vlm, weights, "adapter to be merged") as adapter:
+        expected = probe_logits(vlm)
+        dense = adapter.dense()
+    with FullAdapter(vlm, dense, "merged adapter", trains=False):
+        yield expected
 
 
 def frozen_sha256(vlm: Vlm) -> str:

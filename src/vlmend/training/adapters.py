@@ -20,7 +20,7 @@ from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +30,7 @@ from vlmend.errors import ConfigError, ModelError
 from vlmend.models.hashing import hash_weights
 from vlmend.models.spec import check_layers
 from vlmend.models.vlm import Vlm
-
-AdapterKind = Literal["lora", "full"]
+from vlmend.training.adapter_settings import AdapterKind, LoraSettings
 
 TRAINING = "adapter in training"
 """The condition of a model whose adapter trains: what it computes has no fingerprint."""
@@ -44,39 +43,6 @@ _PEFT_NAME = "default"
 
 _ATTENTION = re.compile(r"attn|attention")
 """Modules of a decoder layer on whose way this stands belong to attention, others to the MLP."""
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """Which modules get low-rank matrices, and how large these are.
-
-    Attributes:
-        rank: Rank of the matrices.
-        alpha: Scale; the update is alpha / rank times their product.
-        layers: Decoder layers (0-based); None for all.
-        modules: "attention", "mlp", or names of linear modules in a layer such as "q_proj".
-
-    Raises:
-        ConfigError: Naming every setting that is out of range.
-    """
-
-    rank: int = 8
-    alpha: float = 16.0
-    layers: tuple[int, ...] | None = None
-    modules: tuple[str, ...] = ("attention", "mlp")
-
-    def __post_init__(self) -> None:
-        wrong: list[str] = []
-        if self.rank < 1:
-            wrong.append(f"rank={self.rank} (allowed: >= 1)")
-        if not self.alpha > 0:
-            wrong.append(f"alpha={self.alpha} (allowed: above 0)")
-        if self.layers is not None and not self.layers:
-            wrong.append("layers=() (allowed: at least one decoder layer, or None for all)")
-        if not self.modules:
-            wrong.append("modules=() (allowed: attention, mlp, or names such as q_proj)")
-        if wrong:
-            raise ConfigError(f"LoRA settings out of range: {'; '.join(wrong)}.")
 
 
 @dataclass(frozen=True)

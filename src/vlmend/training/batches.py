@@ -12,7 +12,7 @@ T = columns that predict an answer token of any example, V = vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,11 @@ class TrainingBatch:
     def num_tokens(self) -> int:
         """Tokens that the decoder runs, padding excluded, image tokens included."""
         return int(self.inputs["attention_mask"].sum())
+
+    @property
+    def total_images(self) -> int:
+        """Images of all prompts together."""
+        return self.num_images * int(self.labels.shape[0])
 
     @property
     def predicting(self) -> Tensor:
@@ -107,7 +112,7 @@ def tokenize_answer(vlm: Vlm, answer: str, *, max_tokens: int | None = None) -> 
 
     Raises:
         ConfigError: A limit below 1.
-        DataError: An answer that is empty, has no tokens or holds the image placeholder.
+        DataError: An answer that is empty, has no tokens or holds what stands for a picture.
         ModelError: Neither model nor tokenizer has a token that ends answers.
     """
     if max_tokens is not None and max_tokens < 1:
@@ -118,7 +123,7 @@ def tokenize_answer(vlm: Vlm, answer: str, *, max_tokens: int | None = None) -> 
             f"the answer {answer!r} is empty for the tokenizer of {vlm.name!r}, so there is "
             "nothing to learn or unlearn. Leave such examples out."
         )
-    if vlm.image_token_id in ids:
+    if not set(ids).isdisjoint(vlm.picture_ids):
         raise DataError(
             f"the answer {answer[:60]!r} contains what {vlm.name!r} takes for an image. Remove it "
             "from the answer."
@@ -154,6 +159,35 @@ def split_by_images(examples: Sequence[Example]) -> list[list[Example]]:
     for example in examples:
         groups.setdefault(len(example.images), []).append(example)
     return [groups[count] for count in sorted(groups)]
+
+
+def encode_by_images(
+    vlm: Vlm,
+    examples: Sequence[Example],
+    answer: Callable[[Example], str] = Example.require_answer,
+    *,
+    max_answer_tokens: int | None = None,
+) -> list[TrainingBatch]:
+    """Encode examples in as many batches as there are numbers of images, fewest first.
+
+    Args:
+        vlm: The model.
+        examples: Numbers of images may be mixed; within a batch the order stays.
+        answer: What an example is answered with.
+        max_answer_tokens: As `encode_examples`.
+
+    Raises:
+        ConfigError, DataError, ModelError: As `encode_examples`; or what `answer` raises.
+    """
+    return [
+        encode_examples(
+            vlm,
+            [example.messages for example in group],
+            [answer(example) for example in group],
+            max_answer_tokens=max_answer_tokens,
+        )
+        for group in split_by_images(examples)
+    ]
 
 
 def answer_logits(model: Any, batch: TrainingBatch) -> tuple[Tensor, Tensor]:

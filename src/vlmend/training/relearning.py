@@ -21,8 +21,8 @@ it, since with a hundred items a rate moves by ten points by chance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,10 @@ from vlmend.evals.spot_check import spot_check, summarise_check
 from vlmend.judges.registry import Judge
 from vlmend.models.vlm import GenerationSettings, Vlm
 from vlmend.runs import JsonLines
-from vlmend.training.adapter_loading import put_on
-from vlmend.training.adapters import AdapterWeights, FullAdapter, LoraSettings, add_lora
-from vlmend.training.batches import answer_logits, encode_examples, split_by_images
+from vlmend.training.adapter_loading import merged_in
+from vlmend.training.adapter_settings import LoraSettings
+from vlmend.training.adapters import AdapterWeights, add_lora
+from vlmend.training.batches import answer_logits, encode_by_images
 from vlmend.training.examples import Example
 from vlmend.training.loop import LoopSettings, run_loop
 from vlmend.training.losses.answer_nll import answer_nll
@@ -222,34 +223,13 @@ class AnswerObjective(Objective):
         """Loss of a batch; see `Objective.forward`."""
         nll: list[torch.Tensor] = []
         tokens = images = 0
-        for group in split_by_images(batch[STREAM]):
-            encoded = encode_examples(
-                self._vlm,
-                [example.messages for example in group],
-                [example.require_answer() for example in group],
-                max_answer_tokens=self._max_answer_tokens,
-            )
+        limit = self._max_answer_tokens
+        for encoded in encode_by_images(self._vlm, batch[STREAM], max_answer_tokens=limit):
             nll.append(answer_nll(*answer_logits(self.model, encoded)))
             tokens += encoded.num_tokens
-            images += encoded.num_images * len(group)
+            images += encoded.total_images
         loss = torch.cat(nll).mean()
         return StepLoss(loss, {"answer_nll": float(loss.detach())}, tokens, images)
-
-
-@contextmanager
-def merged_in(vlm: Vlm, weights: AdapterWeights | None) -> Generator[None]:
-    """The model with an adapter's change in its weights while the context is open.
-
-    Raises:
-        ArtifactError: The adapter does not fit, or does nothing.
-    """
-    if weights is None:
-        yield
-        return
-    with put_on(vlm, weights, "adapter to be merged") as adapter:
-        dense = adapter.dense()
-    with FullAdapter(vlm, dense, "merged adapter", trains=False):
-        yield
 
 
 def relearn(
@@ -285,7 +265,7 @@ def relearn(
     arms: list[dict[str, Any]] = []
     for number, start in enumerate(starts):
         place = folder / f"{number}-{'base' if number == 0 else 'repaired'}"
-        with merged_in(vlm, start.weights):
+        with nullcontext() if start.weights is None else merged_in(vlm, start.weights):
             arms.append(_attack_one(vlm, attack, start, place, progress))
     groups = [group_of(sample) for sample in attack.samples]
     return {

@@ -22,7 +22,6 @@ from vlmend.training.adapter_files import (
     CONFIG_FILE,
     FULL_FILE,
     LORA_FILE,
-    load_adapter,
     read_adapter,
     save_adapter,
 )
@@ -353,7 +352,7 @@ def test_a_stored_adapter_is_the_same_to_the_bit(family: str, kind: str, tmp_pat
     folder, logits = stored(vlm, tmp_path, kind)
     names = {CONFIG_FILE, LORA_FILE} if kind == "lora" else {FULL_FILE}
     assert {path.name for path in folder.iterdir()} == names
-    with load_adapter(vlm, folder) as adapter:
+    with put_on(vlm, read_adapter(folder), "adapter") as adapter:
         assert torch.equal(probe_logits(vlm), logits)
         assert adapter.weights().sha256 == read_adapter(folder).sha256
         assert not any(p.requires_grad for p in adapter.parameters.values())
@@ -374,7 +373,7 @@ def test_an_adapter_that_does_nothing_is_refused(tmp_path: Path) -> None:
     with add_lora(vlm, SMALL) as adapter:
         save_adapter(tmp_path, adapter.weights(), base_model="tiny")
     with pytest.raises(ArtifactError, match="the adapter does nothing"):
-        load_adapter(vlm, tmp_path)
+        put_on(vlm, read_adapter(tmp_path), "adapter")
     before.require_same(vlm)
 
 
@@ -434,7 +433,7 @@ def test_a_damaged_adapter_is_refused(
     before = Snapshot(vlm)
     damage(folder)
     with pytest.raises(ArtifactError, match=words):
-        load_adapter(vlm, folder)
+        put_on(vlm, read_adapter(folder), "adapter")
     before.require_same(vlm)
 
 
@@ -442,7 +441,7 @@ def test_a_damaged_adapter_is_refused(
 def test_an_adapter_of_another_architecture_is_refused(kind: str, tmp_path: Path) -> None:
     folder, _ = stored(tiny_vlm("mllama"), tmp_path, kind)
     with pytest.raises(ArtifactError, match="have no place in the decoder layers"):
-        load_adapter(tiny_vlm("llava"), folder)
+        put_on(tiny_vlm("llava"), read_adapter(folder), "adapter")
 
 
 def test_weights_outside_of_the_decoder_layers_are_refused() -> None:

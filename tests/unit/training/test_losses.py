@@ -27,7 +27,7 @@ from vlmend.testing import (
 from vlmend.training.batches import answer_logits, encode_examples
 from vlmend.training.losses.answer_nll import IGNORED, answer_log_prob, answer_nll
 from vlmend.training.losses.ascent import ascent_loss
-from vlmend.training.losses.grad_diff import grad_diff_loss
+from vlmend.training.losses.grad_diff import retain_loss
 from vlmend.training.losses.kl import kl_loss
 from vlmend.training.losses.match import match_loss
 from vlmend.training.losses.npo import npo_loss
@@ -35,7 +35,6 @@ from vlmend.training.losses.rmu import (
     control_vector,
     misdirect_loss,
     preserve_loss,
-    rmu_loss,
 )
 from vlmend.training.losses.simnpo import simnpo_loss
 
@@ -116,9 +115,8 @@ LOSSES: dict[str, Callable[[Case], Both]] = {
         equations.divergence(c.answers(c.reference), c.answers(c.logits)),
     ),
     "grad diff": lambda c: (
-        grad_diff_loss(
-            forget_nll(c), answer_nll(c.reference, c.labels), ceiling=CEILING, retain_weight=0.7
-        )[0],
+        ascent_loss(forget_nll(c), CEILING)[0]
+        + 0.7 * retain_loss(answer_nll(c.reference, c.labels)),
         equations.grad_diff(c.answers(c.logits), c.answers(c.reference), CEILING, 0.7),
     ),
     "npo": lambda c: (
@@ -132,11 +130,8 @@ LOSSES: dict[str, Callable[[Case], Both]] = {
         equations.simnpo(c.answers(c.logits), 2.5, 0.4),
     ),
     "rmu": lambda c: (
-        rmu_loss(
-            misdirect_loss(c.states, CONTROL, c.is_answer),
-            preserve_loss(c.states, c.reference_states, c.is_answer),
-            alpha=1.7,
-        ),
+        misdirect_loss(c.states, CONTROL, c.is_answer)
+        + 1.7 * preserve_loss(c.states, c.reference_states, c.is_answer),
         equations.squared_distance(
             c.tokens(c.states), [[CONTROL.tolist()] * len(t) for t in c.tokens(c.states)]
         )
@@ -245,19 +240,6 @@ def test_the_ceiling_ends_the_gradient_exactly() -> None:
 
 def test_the_ceiling_does_not_hide_a_nan() -> None:
     assert ascent_loss(torch.tensor([1.0, math.nan]), 4.0)[0].isnan()
-
-
-def test_grad_diff_is_ascent_and_match() -> None:
-    forget = torch.tensor([1.0, 9.0], requires_grad=True)
-    retain = torch.tensor([2.0, 3.0, 4.0], requires_grad=True)
-    loss, share = grad_diff_loss(forget, retain, ceiling=4.0)
-    assert float(loss.detach()) == -2.5 + 3.0
-    assert float(share) == 0.5
-    loss.backward()
-    assert forget.grad is not None
-    assert retain.grad is not None
-    assert forget.grad.tolist() == [-0.5, 0.0]
-    assert retain.grad.tolist() == pytest.approx([1 / 3] * 3)
 
 
 def test_divergence_of_equals_is_zero_and_flat() -> None:

@@ -13,8 +13,8 @@ from vlmend.errors import ConfigError
 from vlmend.models.generation import GenerationSettings
 from vlmend.models.vlm import Vlm
 from vlmend.runs import JsonLines
-from vlmend.testing import picture, tiny_vlm
-from vlmend.training.adapter_loading import probe_logits
+from vlmend.testing import FLOAT32_NOISE, assert_close, picture, tiny_vlm
+from vlmend.training.adapter_loading import merged_in, probe_logits
 from vlmend.training.adapters import AdapterWeights, LoraSettings, add_lora
 from vlmend.training.examples import Example
 from vlmend.training.relearning import (
@@ -22,7 +22,6 @@ from vlmend.training.relearning import (
     Attack,
     RelearningSettings,
     Start,
-    merged_in,
     relearn,
     require_unmeasured,
     steps_until,
@@ -130,13 +129,12 @@ def test_the_same_attack_again_measures_nothing_anew(
 def test_a_merged_start_is_the_repaired_model(vlm: Vlm) -> None:
     weights = shaken(vlm)
     before = probe_logits(vlm)
-    with merged_in(vlm, weights):
+    with merged_in(vlm, weights) as expected:
         assert not torch.equal(probe_logits(vlm), before)
+        assert_close(probe_logits(vlm), expected, FLOAT32_NOISE)
         with add_lora(vlm, LoraSettings(rank=2)):
             pass  # a fresh adapter fits on top
     assert torch.equal(probe_logits(vlm), before)
-    with merged_in(vlm, None):
-        assert torch.equal(probe_logits(vlm), before)
 
 
 def test_the_base_comes_first_and_bare(vlm: Vlm, tmp_path: Path) -> None:

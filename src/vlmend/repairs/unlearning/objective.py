@@ -40,10 +40,11 @@ from vlmend.models.spec import check_layers
 from vlmend.models.vlm import Vlm
 from vlmend.repairs.unlearning.settings import UnlearningSettings
 from vlmend.training.adapters import Adapter, without_adapter
-from vlmend.training.batches import TrainingBatch, answer_logits, encode_examples, split_by_images
+from vlmend.training.batches import TrainingBatch, answer_logits, encode_by_images
 from vlmend.training.examples import Example
 from vlmend.training.losses.answer_nll import answer_log_prob, answer_nll
 from vlmend.training.losses.ascent import ascent_loss
+from vlmend.training.losses.grad_diff import retain_loss
 from vlmend.training.losses.kl import kl_loss
 from vlmend.training.losses.match import match_loss
 from vlmend.training.losses.npo import npo_loss
@@ -69,7 +70,7 @@ class _Terms:
 
     def count(self, batch: TrainingBatch) -> None:
         self.tokens += batch.num_tokens
-        self.images += batch.num_images * int(batch.labels.shape[0])
+        self.images += batch.total_images
 
 
 class _Likelihoods(NamedTuple):
@@ -200,7 +201,7 @@ class UnlearningObjective(Objective):
         elif kind == "kl":
             loss = self._kl(examples, terms)
         else:
-            loss = match_loss(self._nll(examples, terms, answer=Example.require_answer))
+            loss = retain_loss(self._nll(examples, terms, answer=Example.require_answer))
         terms.add(self._recipe.w_norm, loss)
         terms.watch(**{f"retain_{kind}": loss})
 
@@ -210,15 +211,8 @@ class UnlearningObjective(Objective):
         self, examples: Sequence[Example], answer: Callable[[Example], str]
     ) -> list[TrainingBatch]:
         """One batch per number of images."""
-        return [
-            encode_examples(
-                self._vlm,
-                [example.messages for example in group],
-                [answer(example) for example in group],
-                max_answer_tokens=self.settings.max_answer_tokens,
-            )
-            for group in split_by_images(examples)
-        ]
+        limit = self.settings.max_answer_tokens
+        return encode_by_images(self._vlm, examples, answer, max_answer_tokens=limit)
 
     def _nll(
         self, examples: Sequence[Example], terms: _Terms, *, answer: Callable[[Example], str]

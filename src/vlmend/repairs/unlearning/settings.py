@@ -13,15 +13,15 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from vlmend.errors import ConfigError
 from vlmend.models.spec import format_layers
+from vlmend.training.adapter_settings import AdapterKind
 from vlmend.training.records import read_settings
+from vlmend.training.refusals import Match
 
 ForgetTerm = Literal["ascent", "npo", "simnpo", "misdirect"]
 RetainTerm = Literal["kl", "nll", "preserve"]
-Match = Literal["given", "refusals"]
-Adapter = Literal["lora", "full"]
 
 
-class Recipe(NamedTuple):
+class LossRecipe(NamedTuple):
     """Which terms an objective is made of, and their weights when none are given.
 
     Attributes:
@@ -43,15 +43,19 @@ class Recipe(NamedTuple):
 
 OBJECTIVES = MappingProxyType(
     {
-        "unlearn": Recipe(
+        "unlearn": LossRecipe(
             "ascent", "kl", 0.5, 1.0, 5.0, "ascent on forget answers, match, KL on retain answers"
         ),
-        "ga": Recipe("ascent", None, 1.0, 0.0, 0.0, "unlearn without match and KL"),
-        "grad-diff": Recipe("ascent", "nll", 1.0, 0.0, 1.0, "ga, and likelihood of retain answers"),
-        "npo": Recipe("npo", "nll", 1.0, 0.0, 1.0, "grad-diff with NPO in place of the ascent"),
-        "simnpo": Recipe("simnpo", "nll", 1.0, 0.0, 1.0, "npo without a reference"),
-        "rmu": Recipe("misdirect", "preserve", 1.0, 0.0, 1200.0, "on a layer's states instead"),
-        "sft": Recipe(None, "nll", 0.0, 1.0, 1.0, "match and retain likelihood alone: fine-tuning"),
+        "ga": LossRecipe("ascent", None, 1.0, 0.0, 0.0, "unlearn without match and KL"),
+        "grad-diff": LossRecipe(
+            "ascent", "nll", 1.0, 0.0, 1.0, "ga, and likelihood of retain answers"
+        ),
+        "npo": LossRecipe("npo", "nll", 1.0, 0.0, 1.0, "grad-diff with NPO in place of the ascent"),
+        "simnpo": LossRecipe("simnpo", "nll", 1.0, 0.0, 1.0, "npo without a reference"),
+        "rmu": LossRecipe("misdirect", "preserve", 1.0, 0.0, 1200.0, "on a layer's states instead"),
+        "sft": LossRecipe(
+            None, "nll", 0.0, 1.0, 1.0, "match and retain likelihood alone: fine-tuning"
+        ),
     }
 )
 """The objectives, each the difference to an earlier one. Weights: 1200 as published by RMU; 1 where
@@ -108,7 +112,7 @@ class UnlearningSettings:
     rmu_layer: int | None = None
     rmu_coefficient: float = 6.5
     match: Match = "given"
-    adapter: Adapter = "lora"
+    adapter: AdapterKind = "lora"
     rank: int = 8
     alpha: float = 16.0
     layers: tuple[int, ...] | None = None
@@ -127,7 +131,7 @@ class UnlearningSettings:
             raise ConfigError(f"unlearning settings out of range: {'; '.join(wrong)}.")
 
     @property
-    def recipe(self) -> Recipe:
+    def recipe(self) -> LossRecipe:
         """Terms and weights, with what was given in place of the objective's own."""
         own = OBJECTIVES[self.objective]
         return own._replace(
@@ -217,7 +221,7 @@ class UnlearningSettings:
             "rmu_layer": (self.rmu_layer is None or self.rmu_layer >= 0, ">= 0"),
             "rmu_coefficient": (0 < self.rmu_coefficient < math.inf, "above 0"),
             "match": (self.match in get_args(Match), "given, refusals"),
-            "adapter": (self.adapter in get_args(Adapter), "lora, full"),
+            "adapter": (self.adapter in get_args(AdapterKind), "lora, full"),
             "rank": (self.rank >= 1, ">= 1"),
             "alpha": (0 < self.alpha < math.inf, "above 0"),
             "layers": (self.layers is None or bool(self.layers), "at least one, or None for all"),

@@ -2,7 +2,7 @@
 
     L_match = mean_b nll_b
 
-The same function is plain supervised fine-tuning, and the retain term of GradDiff.
+On its own it is plain supervised fine-tuning.
 
 Reference:
     Chakraborty et al., "Can Textual Unlearning Solve Cross-Modality Safety Alignment?"

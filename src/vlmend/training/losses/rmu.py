@@ -5,7 +5,8 @@
     L_RMU    = L_forget + alpha L_retain
 
 h is the output of one decoder layer, h_ref that of the reference, u a fixed random unit vector
-and c its length. What differs from its parent, `ascent`: states are driven to a meaningless
+and c its length; alpha is the weight that the objective gives to the retain term, 1200 in the
+paper. What differs from its parent, `ascent`: states are driven to a meaningless
 place instead of tokens to a low likelihood, so that the loss has a minimum.
 
 Reference:
@@ -74,20 +75,6 @@ def preserve_loss(states_BND: Tensor, reference_BND: Tensor, chosen_BN: Tensor) 
     return _distance(
         widen(states_BND[chosen_BN]), widen(reference_BND.detach()[chosen_BN]), chosen_BN
     )
-
-
-def rmu_loss(misdirect: Tensor, preserve: Tensor, alpha: float) -> Tensor:
-    """Both terms together.
-
-    Args:
-        misdirect: The forget term, from `misdirect_loss`.
-        preserve: The retain term, from `preserve_loss`.
-        alpha: Weight of the retain term; 1200 in the paper.
-
-    Returns:
-        The loss, a scalar.
-    """
-    return misdirect + alpha * preserve
 
 
 def _distance(states_KD: Tensor, goal: Tensor, chosen_BN: Tensor) -> Tensor:
