@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from vlmend.cli.console import console
     from vlmend.errors import ConfigError, DataError
-    from vlmend.suites.fetching import fetch, make_plan
+    from vlmend.suites.fetching import fetch, make_plan, wanted_revision
     from vlmend.suites.prepared import data_folder
     from vlmend.suites.registry import get_suite
     from vlmend.suites.sources import find_source
@@ -72,8 +72,12 @@ def run(args: argparse.Namespace) -> int:
                 f"{source.url} cannot be fetched by a program. By hand: {_number(steps)}"
             )
         return 0
+    # Before anybody is asked: without a connection one still learns what it would be.
+    known = (wanted_revision(name, source, folder, args.revision), source.num_bytes)
+    _describe(spec, source, folder, *known)
     plan = make_plan(name, source, folder, args.revision)
-    _describe(spec, source, folder, plan.revision, plan.num_bytes)
+    if (plan.revision, plan.num_bytes) != known:
+        say(f"as the server says: {_size(plan.num_bytes)}, commit {plan.revision}")
     if args.dry_run:
         return 0
     fetch(plan, say)
@@ -93,10 +97,12 @@ def _describe(
 
     lines = (
         spec.description,
-        f"from: {source.url}{f' at {revision}' if revision else ''}",
+        f"from: {source.url} at {revision or 'its current commit'}"
+        if source.kind != "manual"
+        else f"from: {source.url}",
         f"licence: {spec.licence}",
         "gated: log in and accept its terms first" if source.gated else "gated: no",
-        f"size: {'not known beforehand' if num_bytes is None else _in_words(num_bytes)}",
+        f"size: {_size(num_bytes)}",
         f"to: {folder}",
     )
     print_blocks([(spec.name, lines)])
@@ -117,8 +123,10 @@ def _number(steps: list[str]) -> str:
     return " ".join(f"({number}) {step}" for number, step in enumerate(steps, start=1))
 
 
-def _in_words(num_bytes: int) -> str:
+def _size(num_bytes: int | None) -> str:
     """Bytes in decimal units, as download pages give them."""
+    if num_bytes is None:
+        return "not known beforehand"
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if num_bytes >= size:
             return f"{num_bytes / size:.1f} {unit}"

@@ -55,6 +55,27 @@ class Plan:
         return sum(known) if known and len(known) == len(self.sizes) else self.source.num_bytes
 
 
+def wanted_revision(name: str, source: Source, folder: Path, revision: str | None = None) -> str:
+    """Which commit, branch or tag would be fetched, as far as nobody needs to be asked.
+
+    Args:
+        name: Name of the source.
+        source: Where from.
+        folder: Where to.
+        revision: What the user asks for; by default the commit noted in the folder, else the
+            source's own.
+
+    Returns:
+        Empty where the current commit is meant.
+
+    Raises:
+        DataError: The note in the folder is damaged.
+    """
+    note = read_note(folder)
+    noted = note.revision if note is not None and note.source == name else ""
+    return revision or noted or source.revision
+
+
 def make_plan(
     name: str,
     source: Source,
@@ -68,17 +89,14 @@ def make_plan(
         name: Name of the source.
         source: Where from; not a "manual" one.
         folder: Where to.
-        revision: Commit, branch or tag; by default the one noted in the folder, else the
-            source's own, else the current one.
+        revision: Commit, branch or tag; by default see `wanted_revision`, else the current one.
         server: Whom to ask instead of the public servers.
 
     Raises:
         DataError: The server cannot be reached or says no, or there is no such revision.
     """
     assert source.kind != "manual", "nothing can be fetched from a manual source"
-    note = read_note(folder)
-    noted = note.revision if note is not None and note.source == name else ""
-    wanted = revision or noted or source.revision
+    wanted = wanted_revision(name, source, folder, revision)
     if source.kind == "hub":
         hub = server or Hub(source.repo)
         assert isinstance(hub, Hub)

@@ -1,9 +1,12 @@
 """Where each data set can be fetched from, for `vlmend data prepare NAME`.
 
-One `Source` per published data set; several suites may read the same one. A commit stands here
-only where files of that commit were at hand; for the others the current one is looked up when they
-are fetched, and noted. What no program may fetch (a form to sign, a drive that asks for a browser)
-says in steps what to do by hand.
+One `Source` per published data set; several suites may read the same one, and every one is fetched
+at one commit, so that two runs ask the same. Where `AT_HAND` names a source, files of its commit
+were read and tested here. The other commits were seen in public code that loads or fetches this
+very repository at them, and no file of theirs was fetched here; what was at hand from elsewhere is
+compared by SHA-256. For a source in `UNPINNED` no commit could be found: its current one is looked
+up when it is fetched, and noted. What no program may fetch (a form to sign, a drive that asks for
+a browser) says in steps what to do by hand.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ class Source:
     Attributes:
         kind: "github" repository, "hub" data set, or "manual".
         repo: "owner/name".
-        revision: The commit that is fetched unless another is asked for; empty for the current.
+        revision: The commit that is fetched unless another is asked for; empty for the current,
+            see `UNPINNED`.
         files: Paths in the repository; on the hub they may hold "*".
         folders: Folders of a GitHub repository, with all that is in them. The whole commit comes
             over the line for them.
@@ -73,7 +77,7 @@ _COCO_VAL2014 = (
     "of their own) and unpack it in {folder}, so that they lie in {folder}/val2014/."
 )
 
-_JAILBREAKV = "JailbreakV-28K/JailBreakV-28k"
+_JAILBREAKV = ("JailbreakV-28K/JailBreakV-28k", "f949ca582fff13d396ac8fce59596afafb2b78d3")
 
 _BEHAVIORS = "data/behavior_datasets/harmbench_behaviors_"
 
@@ -87,6 +91,7 @@ _SAFETY: dict[str, Source] = {
     "advbench": Source(
         "github",
         "llm-attacks/llm-attacks",
+        "098262edf85f807224e70ecd87b9d83716bf6b73",
         files=("data/advbench/harmful_behaviors.csv",),
         num_bytes=82_125,
         sha256={
@@ -95,8 +100,18 @@ _SAFETY: dict[str, Source] = {
             )
         },
     ),
-    "beavertails": Source("hub", "PKU-Alignment/BeaverTails", files=("round0/30k/test.jsonl.*",)),
-    "catqa": Source("hub", "declare-lab/CategoricalHarmfulQA", files=("data/catqa_english.json",)),
+    "beavertails": Source(
+        "hub",
+        "PKU-Alignment/BeaverTails",
+        "8401fe609d288129cc684a9b3be6a93e41cfe678",
+        files=("round0/30k/test.jsonl.*",),
+    ),
+    "catqa": Source(
+        "hub",
+        "declare-lab/CategoricalHarmfulQA",
+        "321e068b391b7d1aeeb882ac468356a9513c9167",
+        files=("data/catqa_english.json",),
+    ),
     "figstep": Source(
         "github",
         "ThuCCSLab/FigStep",
@@ -109,6 +124,7 @@ _SAFETY: dict[str, Source] = {
     "harmbench": Source(
         "github",
         "centerforaisafety/HarmBench",
+        "8e1604d1171fe8a48d8febecd22f600e462bdcdd",
         files=tuple(f"{_BEHAVIORS}{part}.csv" for part in ("text_val", "text_test")),
         folders=("data/behavior_datasets", "data/multimodal_behavior_images"),
         sha256={
@@ -139,12 +155,13 @@ _SAFETY: dict[str, Source] = {
     "jailbreakbench": Source(
         "hub",
         "JailbreakBench/JBB-Behaviors",
+        "886acc352a31533ffbcf4ef22c744658688086fc",
         files=("data/harmful-behaviors.csv", "data/benign-behaviors.csv"),
-        num_bytes=43_700,
+        num_bytes=43_686,
     ),
     "jailbreakv-28k": Source(
         "hub",
-        _JAILBREAKV,
+        *_JAILBREAKV,
         files=("*README.md", "*JailBreakV_28K.csv", "*figstep/*", "*transfer*", "*query_related/*"),
         steps=(
             "The hub holds some of the pictures only. Fetch the others from the link in its "
@@ -154,6 +171,7 @@ _SAFETY: dict[str, Source] = {
     "mm-safetybench": Source(
         "github",
         "isXinLiu/MM-SafetyBench",
+        "b80eedea3db312c09ded2082813390f68e750ef3",
         files=("TinyVersion_ID_List.json",),
         folders=("data/processed_questions",),
         steps=(
@@ -169,8 +187,13 @@ _SAFETY: dict[str, Source] = {
         folders=("data", "data_contrast"),
         num_bytes=885_000_000,
     ),
-    "pku-saferlhf": Source("hub", "PKU-Alignment/PKU-SafeRLHF", files=("data/*/test.jsonl",)),
-    "redteam-2k": Source("hub", _JAILBREAKV, files=("*RedTeam_2K.csv",), num_bytes=216_000),
+    "pku-saferlhf": Source(
+        "hub",
+        "PKU-Alignment/PKU-SafeRLHF",
+        "9421ffafec3fa40a1f1a7d567b4d525079477ecb",
+        files=("data/*/test.jsonl",),
+    ),
+    "redteam-2k": Source("hub", *_JAILBREAKV, files=("*RedTeam_2K.csv",), num_bytes=216_000),
     "siuo": Source(
         "github",
         "sinwang20/SIUO",
@@ -185,17 +208,24 @@ _SAFETY: dict[str, Source] = {
     "strongreject": Source(
         "github",
         "alexandrasouly/strongreject",
+        "f7cad6c17e624e21d8df2278e918ae1dddb4cb56",
         files=("strongreject_dataset/strongreject_dataset.csv",),
+        num_bytes=56_359,
     ),
     "vlguard": Source(
         "hub",
         "ys-zong/VLGuard",
+        "b0be37a1ab7accb14e10d6a0ec3ce62cfaff2d46",
         files=("test.json", "test.zip"),
         archives=("test.zip",),
         gated=True,
     ),
     "vlsbench": Source(
-        "hub", "Foreshhh/vlsbench", files=("data.json", "imgs.tar"), archives=("imgs.tar",)
+        "hub",
+        "Foreshhh/vlsbench",
+        "b56f6f6aad102fdb53f46e35fec96836bbe13001",
+        files=("data.json", "imgs.tar"),
+        archives=("imgs.tar",),
     ),
     "xstest": Source(
         "github",
@@ -297,3 +327,21 @@ _UTILITY: dict[str, Source] = {
 
 SOURCES: dict[str, Source] = {**_SAFETY, **_UTILITY}
 """By name; see `find_source` for the suites that each serves."""
+
+AT_HAND = frozenset(
+    {
+        "figstep",
+        "hh-rlhf-harmless",
+        "llava-bench-coco",
+        "mossbench",
+        "nlvr",
+        "pope",
+        "siuo",
+        "truthfulqa",
+        "xstest",
+    }
+)
+"""Sources of which files of the pinned commit itself were read here."""
+
+UNPINNED = frozenset({"hades", "holisafe"})
+"""Sources that a program fetches and for which no commit was found in public code."""

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from re import fullmatch
 
 import pytest
 from command_line import Command
@@ -15,8 +16,9 @@ from published_tables import build_published, to_bytes
 from vlmend.errors import VlmendError
 from vlmend.suites import fetching, github_files, sources
 from vlmend.suites.github_files import GitHub
+from vlmend.suites.hub_files import Hub
 from vlmend.suites.registry import get_suite, load_suite, suite_names
-from vlmend.suites.sources import SOURCES, find_source
+from vlmend.suites.sources import AT_HAND, SOURCES, UNPINNED, find_source
 
 XSTEST = build_published()["xstest"]
 
@@ -80,6 +82,33 @@ def test_a_file_that_the_suite_cannot_read_is_an_error(
     assert "has 449 rows" in done.err
 
 
+def test_without_a_connection_one_still_learns_what_it_would_be(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve({}) as gone:
+        nobody = Hub("PKU-Alignment/BeaverTails", gone.url)
+    monkeypatch.setattr(fetching, "make_plan", partial(fetching.make_plan, server=nobody))
+    done = command("data", "prepare", "beavertails")
+    assert done.code == 2
+    assert "cannot fetch" in done.error_line
+    for fact in ("CC BY-NC 4.0", "gated: no", "to: ", SOURCES["beavertails"].revision):
+        assert fact in done.out
+    assert "size: " in done.out
+
+
+def test_what_the_server_knows_better_is_said(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = sources.Source("hub", "baker/cakes", files=("xstest_prompts.csv",))
+    monkeypatch.setitem(SOURCES, "xstest", source)
+    with serve({"xstest_prompts.csv": to_bytes(XSTEST.table)}) as server:
+        here = Hub(source.repo, server.url)
+        monkeypatch.setattr(fetching, "make_plan", partial(fetching.make_plan, server=here))
+        done = command("data", "prepare", "xstest", "--dry-run")
+    assert "at its current commit" in done.out
+    assert f"kB, commit {COMMIT}" in done.err
+
+
 def test_what_no_program_may_fetch_says_what_to_do(command: Command, default_folder: Path) -> None:
     done = command("data", "prepare", "mme")
     assert done.code == 2
@@ -119,9 +148,12 @@ def test_sources_say_all_that_is_needed() -> None:
         else:
             assert source.repo.count("/") == 1, name
             assert source.files or source.folders, name
-            assert source.revision == "" or len(source.revision) == 40, name
+            assert fullmatch("[0-9a-f]{40}", source.revision) or name in UNPINNED, name
         assert set(source.sha256) <= {*source.files} or source.folders, name
         assert all(len(digest) == 64 for digest in source.sha256.values()), name
+    unpinned = {name for name, s in SOURCES.items() if s.kind != "manual" and not s.revision}
+    assert unpinned == UNPINNED, "pinned by now: take it out of the exceptions"
+    assert all(SOURCES[name].revision for name in AT_HAND)
 
 
 def test_the_hint_is_given_for_suites_with_a_source_only(
