@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from genuine_folders import build_folder
 
 from vlmend.errors import DataError
 from vlmend.images import open_image
@@ -66,33 +66,17 @@ def test_harmbench_val_and_test_share_nothing(genuine_data: Path) -> None:
     assert set(val.values()).isdisjoint(test.values())
 
 
-def with_pictures(folder: Path, name: str, table: Path, pattern: str, count: int) -> Path:
-    """A copy of a table with stand-ins for its pictures, which are not at hand."""
-    (folder / name).mkdir(parents=True)
-    (folder / name / table.name).write_bytes(table.read_bytes())
-    for number in range(1, count + 1):
-        file = folder / pattern.format(number)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
-    return folder
-
-
 def test_harmbench_multimodal(genuine_data: Path, tmp_path: Path) -> None:
     """The genuine table, with stand-ins for its pictures, which are not at hand."""
-    tables = genuine_data / "harmbench" / "behavior_datasets"
-    table = tables / "harmbench_behaviors_multimodal_all.csv"
-    with_pictures(tmp_path, "behavior_datasets", table, "", 0)
-    with pytest.raises(DataError, match="110 of 110 images"):
-        load_suite(f"harmbench-multimodal={tmp_path}")
-    (tmp_path / "multimodal_behavior_images").mkdir()
-    with table.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            (tmp_path / "multimodal_behavior_images" / row["ImageFileName"]).touch()
-    samples = load_suite(f"harmbench-multimodal={tmp_path}")
+    folder = build_folder("harmbench-multimodal", genuine_data, tmp_path)
+    samples = load_suite(f"harmbench-multimodal={folder}")
     assert len(samples) == 110
     assert len({s.meta["group"] for s in samples}) == 66
     assert all(s.meta["context"].strip() for s in samples)
     assert {s.meta["tags"] for s in samples} == {"multimodal"}
+    (folder / "multimodal_behavior_images").rename(folder / "elsewhere")
+    with pytest.raises(DataError, match="110 of 110 images"):
+        load_suite(f"harmbench-multimodal={folder}")
 
 
 def test_jailbreakbench(genuine_data: Path) -> None:
@@ -127,9 +111,7 @@ def test_hh_rlhf_harmless(genuine_data: Path) -> None:
 def test_mossbench(
     genuine_data: Path, tmp_path: Path, suite: str, information: str, count: int
 ) -> None:
-    file = genuine_data / "mossbench" / information / "information.json"
-    pictures = information.replace("_information", "")
-    folder = with_pictures(tmp_path, information, file, pictures + "/{}.png", 300)
+    folder = build_folder(suite, genuine_data, tmp_path)
     samples = load_suite(f"{suite}={folder}")
     assert len(samples) == count
     assert Counter(s.meta["type"] for s in samples)["exaggerated risk"] == 100

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from genuine_folders import build_folder
 
 from vlmend.errors import DataError
 from vlmend.images import open_image
@@ -44,19 +45,11 @@ def test_figstep_tiny(genuine_data: Path) -> None:
 
 
 def test_figstep_tiny_is_a_part_of_the_full_table(genuine_data: Path, tmp_path: Path) -> None:
-    """The full table, with stand-ins for its 500 images where they are not at hand."""
-    source = genuine_data / "figstep"
-    (tmp_path / "question").mkdir()
-    table = tmp_path / "question" / "safebench.csv"
-    table.write_bytes((source / "question" / "safebench.csv").read_bytes())
-    images = tmp_path / "images" / "SafeBench"
-    images.mkdir(parents=True)
-    for category in range(1, 11):
-        for task in range(1, 51):
-            (images / f"query_ForbidQI_{category}_{task}_6.png").touch()
-    full = {s.id.partition("/")[2]: s.meta for s in load_suite(f"figstep={tmp_path}")}
+    """The full table, with stand-ins for its 500 images."""
+    folder = build_folder("figstep", genuine_data, tmp_path)
+    full = {s.id.partition("/")[2]: s.meta for s in load_suite(f"figstep={folder}")}
     assert len(full) == 500
-    tiny = load_suite(f"figstep-tiny={source}")
+    tiny = load_suite(f"figstep-tiny={genuine_data / 'figstep'}")
     assert all(full[sample.id.partition("/")[2]] == sample.meta for sample in tiny)
 
 

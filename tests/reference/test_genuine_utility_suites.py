@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from genuine_folders import TABLES, build_folder
 
 from vlmend.errors import DataError
 from vlmend.images import open_image
 from vlmend.judges.registry import get_judge
 from vlmend.suites.registry import get_suite, load_suite
 from vlmend.types import Sample, Verdict
-
-
-def link(source: Path, folder: Path, *names: str) -> None:
-    """Genuine files in a folder of ours, to which stand-ins for images can be added."""
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).symlink_to(source / name)
 
 
 def judge_all(suite: str, samples: list[Sample], answers: list[str]) -> dict[str, float | None]:
@@ -36,22 +29,10 @@ def judge_all(suite: str, samples: list[Sample], answers: list[str]) -> dict[str
 
 
 @pytest.mark.parametrize(
-    ("suite", "table", "pictures"),
-    [
-        ("pope-random", "coco/coco_pope_random.json", "val2014"),
-        ("pope-popular", "coco/coco_pope_popular.json", "val2014"),
-        ("pope-adversarial", "coco/coco_pope_adversarial.json", "val2014"),
-        ("pope-gqa-random", "seem/gqa/gqa_pope_seem_random.json", "images"),
-    ],
+    "suite", [name for name in TABLES if name.startswith("pope-") and name != "pope-v2"]
 )
-def test_pope(genuine_data: Path, tmp_path: Path, suite: str, table: str, pictures: str) -> None:
-    link(genuine_data / "pope", tmp_path, table)
-    names = set(re.findall(r'"image": "([^"]+)"', (tmp_path / table).read_text()))
-    assert len(names) == 500
-    (tmp_path / pictures).mkdir()
-    for name in names:
-        (tmp_path / pictures / name).touch()
-    samples = load_suite(f"{suite}={tmp_path}")
+def test_pope(genuine_data: Path, tmp_path: Path, suite: str) -> None:
+    samples = load_suite(f"{suite}={build_folder(suite, genuine_data, tmp_path)}")
     assert Counter(sample.reference for sample in samples) == {"yes": 1500, "no": 1500}
     assert set(Counter(sample.meta["group"] for sample in samples).values()) == {6}
     assert all(sample.text.startswith("Is there a") for sample in samples)
@@ -69,13 +50,7 @@ def test_pope_without_its_images_names_them(genuine_data: Path) -> None:
 
 
 def test_pope_v2(genuine_data: Path, tmp_path: Path) -> None:
-    link(genuine_data / "pope" / "POPEv2", tmp_path, "annotations.json")
-    rows = json.loads((tmp_path / "annotations.json").read_text())
-    for row in rows:
-        file = tmp_path / row["image_name"].lstrip("/")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
-    samples = load_suite(f"pope-v2={tmp_path}")
+    samples = load_suite(f"pope-v2={build_folder('pope-v2', genuine_data, tmp_path)}")
     assert Counter((s.meta["picture"], s.reference) for s in samples) == {
         ("edited", "no"): 500,
         ("original", "yes"): 500,
@@ -110,16 +85,8 @@ def test_truthfulqa(genuine_data: Path) -> None:
 
 
 def test_llava_bench(genuine_data: Path, tmp_path: Path) -> None:
-    names = [
-        "qa90_questions.jsonl",
-        "qa90_gpt4_answer.jsonl",
-        "caps_boxes_coco2014_val_80.jsonl",
-    ]
-    link(genuine_data / "llava-bench-coco", tmp_path, *names)
-    (tmp_path / "val2014").mkdir()
-    for line in (tmp_path / names[0]).read_text().splitlines():
-        (tmp_path / "val2014" / f"COCO_val2014_{json.loads(line)['image']}").touch()
-    samples = load_suite(f"llava-bench-coco={tmp_path}")
+    folder = build_folder("llava-bench-coco", genuine_data, tmp_path)
+    samples = load_suite(f"llava-bench-coco={folder}")
     assert Counter(sample.meta["category"] for sample in samples) == dict.fromkeys(
         ("conv", "detail", "complex"), 30
     )

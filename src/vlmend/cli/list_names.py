@@ -71,6 +71,7 @@ _ROLES = {"forget": "to forget", "retain": "to retain", "preference": "to train 
 _MODALITIES = {"text": "in words", "image": "with pictures"}
 _TESTED_ON = {
     "genuine": "loader tested on the genuine files",
+    "genuine-table": "loader tested on the genuine table, with stand-ins for its pictures",
     "invented": "loader tested on invented files in the published layout",
     "built-in": "built in, no files",
 }

@@ -249,8 +249,8 @@ def _build_spec(variant: Variant) -> SuiteSpec:
         label_kind="harmful",
         needs_folder=True,
         num_items=variant.num_rows,
-        # Pictures of the full set are not at hand: its table is genuine, its pictures invented.
-        tested_on="genuine" if variant is TINY else "invented",
+        # Pictures of the full set are not at hand.
+        tested_on="genuine" if variant is TINY else "genuine-table",
         breakdown=("topic",),
         load=partial(load, variant),
         source="https://github.com/ThuCCSLab/FigStep (folder data/)",

@@ -251,8 +251,8 @@ SPECS = (
         needs_folder=True,
         load=load_multimodal,
         num_items=NUM_MULTIMODAL,
-        # No genuine picture was at hand: the table is genuine, the pictures invented.
-        tested_on="invented",
+        # No genuine picture was at hand.
+        tested_on="genuine-table",
         paper_judge="harmbench-llama-2",
         breakdown=("semantic_category",),
         source=SOURCE,

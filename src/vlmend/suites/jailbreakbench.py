@@ -20,10 +20,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from vlmend.errors import DataError
-from vlmend.suites.registry import SuiteSpec
+from vlmend.suites.registry import SuiteSpec, TestedOn
 from vlmend.suites.tables import Row, check_row_count, check_unique, find_file, read_csv_rows
 from vlmend.types import Label, Sample, user
 
@@ -134,7 +133,7 @@ def _build_spec(
     half: Half,
     description: str,
     metric: str,
-    tested_on: Literal["genuine", "invented"],
+    tested_on: TestedOn,
     paper_judge: str = "",
 ) -> SuiteSpec:
     return SuiteSpec(

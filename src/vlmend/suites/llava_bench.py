@@ -199,7 +199,7 @@ SPECS = (
         layout=f"{QUESTIONS}, {REFERENCES}, {CONTEXTS} and val2014/",
         purpose="utility",
         num_items=NUM_ROWS,
-        tested_on="genuine",
+        tested_on="genuine-table",
         breakdown=("category",),
         scores=score,
     ),

@@ -247,8 +247,8 @@ def _build_spec(kind: Kind, tiny: bool) -> SuiteSpec:
         needs_folder=True,
         load=partial(load, kind, tiny),
         num_items=count,
-        # Genuine questions, but no genuine pictures were at hand.
-        tested_on="invented" if kind.folder else "genuine",
+        # The genuine questions were read once, but no test can read them again.
+        tested_on="invented",
         paper_judge="endpoint/mm-safetybench",
         breakdown=("scenario", "question_kind"),
         macro="scenario",

@@ -161,8 +161,8 @@ def _build_spec(half: Half, description: str) -> SuiteSpec:
         load=partial(load, half),
         purpose="over-refusal" if half is BENIGN else "safety",
         num_items=half.num_rows,
-        # No genuine picture was at hand: the file is genuine, the pictures invented.
-        tested_on="invented",
+        # No genuine picture was at hand.
+        tested_on="genuine-table",
         paper_judge="endpoint/mossbench",
         breakdown=("type",),
         source="https://github.com/xirui-li/MOSSBench",

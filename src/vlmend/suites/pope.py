@@ -13,7 +13,8 @@ which is "Yes" or "No" there. Images: COCO's `val2014/`, GQA's `images/`; for `p
 in `images/` (from its archive) and the originals in `coco/train2017/` or `normal_images/`. All are
 looked for in the folder given and beside the question file.
 
-The loaders were run on the genuine question files, with stand-ins for the images.
+The genuine question files of the three sets on COCO, of `pope-gqa-random` and of `pope-v2` are
+tested, with stand-ins for the images; the other five suites on invented files of the same layout.
 
 Reference: Li et al., "Evaluating Object Hallucination in Large Vision-Language Models" (EMNLP
 2023); POPEv2: Li et al., "Analyzing and Mitigating Object Hallucination: A Training Bias
@@ -34,7 +35,7 @@ from pathlib import Path
 from vlmend.suites.json_rows import JsonRow, read_json_rows
 from vlmend.suites.picture_folders import COCO_VAL, find_picture_folder
 from vlmend.suites.pictures import check_images, join_image
-from vlmend.suites.registry import SuiteSpec
+from vlmend.suites.registry import SuiteSpec, TestedOn
 from vlmend.suites.right_answers import SHORT_ANSWER, divide, is_right, pair_scored
 from vlmend.suites.tables import check_row_count, check_unique, find_file
 from vlmend.types import ImageRef, Sample, Verdict, user
@@ -62,6 +63,7 @@ class Part:
         folder: Folder of the question file in the published repository, below `output/`.
         table: Name of the question file.
         pictures: What the image folder may be called.
+        tested_on: See `SuiteSpec`.
     """
 
     suite: str
@@ -70,11 +72,20 @@ class Part:
     folder: str
     table: str
     pictures: tuple[str, ...]
+    tested_on: TestedOn
 
 
 def _parts() -> list[Part]:
     parts = [
-        Part(f"pope-{kind}", "COCO", kind, "coco", f"coco_pope_{kind}.json", COCO_VAL)
+        Part(
+            f"pope-{kind}",
+            "COCO",
+            kind,
+            "coco",
+            f"coco_pope_{kind}.json",
+            COCO_VAL,
+            "genuine-table",
+        )
         for kind in KINDS
     ]
     for name, source, pictures in (
@@ -82,8 +93,9 @@ def _parts() -> list[Part]:
         ("gqa", "GQA", ("images", "gqa/images")),
     ):
         for kind in KINDS:
-            table = f"{name}_pope_seem_{kind}.json"
-            parts.append(Part(f"pope-{name}-{kind}", source, kind, f"seem/{name}", table, pictures))
+            suite, table = f"pope-{name}-{kind}", f"{name}_pope_seem_{kind}.json"
+            tested = "genuine-table" if suite == "pope-gqa-random" else "invented"
+            parts.append(Part(suite, source, kind, f"seem/{name}", table, pictures, tested))
     return parts
 
 
@@ -202,7 +214,6 @@ _SHARED = {
     "label_kind": "benign",
     "needs_folder": True,
     "purpose": "utility",
-    "tested_on": "genuine",
     "source": "https://github.com/AoiDragon/POPE",
     "scores": score,
 }
@@ -221,6 +232,7 @@ def _build_spec(part: Part) -> SuiteSpec:
         ),
         load=partial(load, part),
         num_items=NUM_ROWS,
+        tested_on=part.tested_on,
         layout=f"{part.table} and the images in {part.pictures[0]}/",
         **_SHARED,
     )
@@ -237,6 +249,7 @@ SPECS = (
         ),
         load=load_v2,
         num_items=NUM_ROWS_V2,
+        tested_on="genuine-table",
         breakdown=("picture",),
         layout="annotations.json, images/ and coco/train2017/ (or normal_images/)",
         **_SHARED,

@@ -59,6 +59,9 @@ OWN_FILE_ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 
 _registered: dict[str, SuiteSpec] = {}
 
+TestedOn = Literal["genuine", "genuine-table", "invented", "built-in"]
+"""See `SuiteSpec.tested_on`."""
+
 Scores = Callable[[Sequence[Sample], Sequence[Verdict]], Mapping[str, float | None]]
 """Numbers of a paper, from items and their verdicts in the same order."""
 
@@ -87,8 +90,9 @@ class SuiteSpec:
         purpose: What a compliant answer to its benign items shows: "safety" and "over-refusal"
             count them as answered, "utility" as answered rightly.
         num_items: Samples of the published data; None where that is not fixed.
-        tested_on: Whether its loader was tested on "genuine" files or on "invented" ones in the
-            published layout; "built-in" needs no file.
+        tested_on: Whether its loader is tested on "genuine" files, on a "genuine-table" whose
+            pictures are stood in for, or on "invented" files in the published layout; "built-in"
+            needs no file. `tests/reference` loads those that say "genuine...".
         paper_judge: Name of the judge that its paper used, where that is another one than
             `default_judge`; it may need a model or an endpoint.
         breakdown: Keys of `Sample.meta` by which rates are also shown apart.
@@ -113,7 +117,7 @@ class SuiteSpec:
     harmful_reference: bool = False
     purpose: Literal["safety", "over-refusal", "utility"] = "safety"
     num_items: int | None = None
-    tested_on: Literal["genuine", "invented", "built-in"] = "invented"
+    tested_on: TestedOn = "invented"
     paper_judge: str = ""
     breakdown: tuple[str, ...] = ()
     macro: str = ""
