@@ -276,15 +276,16 @@ def print_calibration(records: Sequence[Record], labels: Record) -> None:
                 record["judge"],
                 place,
                 str(record["n"]),
-                rate(record, "raw"),
-                "not possible" if record["corrected"] is None else _clip(record, rate),
+                *(("withheld", "-") if record["withheld"] else _raw_and_corrected(record, rate)),
                 *((_points(record[name]) for name in _TRUTH) if known else ()),
             )
             for record, place in zip(records, places, strict=True)
         ],
     )
     for record, place in zip(records, places, strict=True):
-        if record["reason"]:
+        if record["withheld"]:
+            _say(f"withheld: {record['judge']} on {place}: {record['withheld']}.")
+        elif record["reason"]:
             _say(f"{record['judge']} on {place}: not corrected, {record['reason']}.")
         elif record["inconsistent"]:
             _say(
@@ -314,8 +315,12 @@ def _labelled(record: Record) -> str:
     return f"{record['num_labelled']}{f' (+{left} unscored)' if left else ''}"
 
 
-def _clip(record: Record, rate: Any) -> str:
-    return f"{rate(record, 'corrected')}{' (cut to 0..100 %)' if record['clipped'] else ''}"
+def _raw_and_corrected(record: Record, rate: Any) -> tuple[str, str]:
+    raw = rate(record, "raw")
+    if record["corrected"] is None:
+        return raw, "not possible"
+    cut = " (cut to 0..100 %)" if record["clipped"] else ""
+    return raw, f"{rate(record, 'corrected')}{cut}"
 
 
 def _points(value: float | None) -> str:

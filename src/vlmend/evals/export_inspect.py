@@ -3,7 +3,8 @@
 An `.eval` file is a ZIP archive of JSON: `header.json` (what was run, and the results),
 `summaries.json`, one file per sample, and a journal from which an interrupted log is recovered.
 Every judge is a scorer, whose value of a sample is the verdict; a verdict "unscored" is counted
-in `unscored_samples` and in no metric.
+in `unscored_samples` and in no metric, and a log whose samples were not judged completely has no
+metrics: its rates are withheld, as everywhere.
 
 Reference: UKGovernmentBEIS/inspect_ai, log schema version 2 (`log/_log.py`,
 `log/_recorders/eval.py`); files were read back by `inspect_ai.log.read_eval_log` of 0.3.285.

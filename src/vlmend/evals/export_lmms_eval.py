@@ -8,6 +8,9 @@ the metrics of the sample: one entry per judge.
 Reference: EvolvingLMMs-Lab/lmms-eval, `lmms_eval/loggers/evaluation_tracker.py` and
 `lmms_eval/evaluator.py` (`save_results_samples`: `resps` equal to `filtered_resps` are left out).
 
+A rate of a task that was not judged completely is left out of the results, as it is withheld
+everywhere.
+
 Deviation 1: `input` is the whole prompt with pictures as "[image SHA-256]"; lmms-eval writes the
 text with its own image placeholder.
 """

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmend.errors import RunError
+from vlmend.evals.stats import explain_withheld
 from vlmend.evals.stored import Place, Progress, place_of, read_items, read_progress, read_responses
 from vlmend.runs import JsonLines, read_json
 
@@ -97,9 +98,11 @@ class ExportedRun:
         return found
 
     def rates(self, key: CellKey) -> list[Mapping[str, Any]]:
-        """The entries of `cells` of `metrics.json` that are about these answers.
+        """The entries of `cells` of `metrics.json` that are about these answers and may be shown.
 
-        A suite that mixes labels has one for its harmful and one for its benign items.
+        A suite that mixes labels has one for its harmful and one for its benign items. One whose
+        answers were not judged completely is left out: elsewhere nobody would see that its rates
+        are withheld.
         """
         arm, suite, exit_layer = key
         return [
@@ -107,6 +110,7 @@ class ExportedRun:
             for cell in self.metrics.get("cells", ())
             if (cell["arm"], cell["exit"]) == (arm, exit_layer)
             and cell["suite"] in (suite, f"{suite} (benign)")
+            and not explain_withheld(cell["num_scored"], cell["num_samples"])
         ]
 
 

@@ -16,6 +16,8 @@ from vlmend.evals.clustered import clustered_rate
 from vlmend.evals.groups import group_of
 from vlmend.evals.labels import Answer, Labels, answers_of
 from vlmend.evals.metrics import JudgedCell, benign_part, suite_kind
+from vlmend.evals.stats import explain_withheld
+from vlmend.judges.registry import describe_judge, judge_fields
 from vlmend.suites.registry import SuiteSpec
 from vlmend.types import VERDICT_VALUES, VerdictValue
 
@@ -47,10 +49,12 @@ def agreement_records(judged: Sequence[JudgedCell]) -> list[dict[str, Any]]:
         judged: Cells of several judges.
 
     Returns:
-        Entries of `agreement` in `metrics.json`; pairs have their confusion matrix, rows the
-        first judge, columns the second, in the order of `labels`. None with one judge.
+        Entries of `agreement` in `metrics.json`; `revisions` has what is known of each judge, and
+        pairs have their confusion matrix, rows the first judge, columns the second, in the order
+        of `labels`. None with one judge.
     """
     by_judge = _verdicts_by_judge(judged)
+    facts = {cell.judge.name: describe_judge(cell.judge) for cell in judged}
     groups = {
         answer: group_of(sample)
         for cell in judged
@@ -73,7 +77,7 @@ def agreement_records(judged: Sequence[JudgedCell]) -> list[dict[str, Any]]:
                     judge: [by_judge[judge][answer] for answer in shared] for judge in panel
                 }
                 records.append(
-                    {"suite": suite}
+                    {"suite": suite, "revisions": {judge: facts[judge] for judge in panel}}
                     | measure_agreement(says, [groups[answer] for answer in shared]).record()
                     | _confusion(says)
                 )
@@ -119,7 +123,8 @@ def calibration_records(
         seed: Seed of the bootstrap.
 
     Returns:
-        Entries of `calibration` in `metrics.json`. `reason` says why a rate is not corrected.
+        Entries of `calibration` in `metrics.json`. `reason` says why a rate is not corrected. Of
+        answers that were not judged completely there is neither rate: `withheld` says why.
     """
     groups = {
         answer: group_of(sample)
@@ -130,11 +135,9 @@ def calibration_records(
     records: list[dict[str, Any]] = []
     for cell in judged:
         at, says = cell.answered.cell, by_judge[cell.judge.name]
-        rated = [
-            answer
-            for answer in answers_of(cell.answered)
-            if says[answer] != "unscored" and (truth is None or answer in truth)
-        ]
+        asked = [a for a in answers_of(cell.answered) if truth is None or a in truth]
+        rated = [answer for answer in asked if says[answer] != "unscored"]
+        withheld = explain_withheld(len(rated), len(asked))
         near = [a for a in labels.values if a in says and _is_near(a, cell, pool, kinds)]
         known = [answer for answer in near if says[answer] != "unscored"]
         labelled = LabelledAnswers(
@@ -145,7 +148,7 @@ def calibration_records(
         hits = [says[answer] == "complied" for answer in rated]
         records.append(
             {
-                "judge": cell.judge.name,
+                **judge_fields(cell.judge),
                 "arm": at.arm,
                 "suite": at.suite,
                 "suite_kind": kinds[at.suite],
@@ -153,7 +156,9 @@ def calibration_records(
                 "pool": pool,
                 "num_labelled": len(known),
                 "num_labelled_unscored": len(near) - len(known),
-                **_correct(hits, [groups[answer] for answer in rated], labelled, seed),
+                "coverage": len(rated) / len(asked) if asked else 0.0,
+                "withheld": withheld,
+                **_correct(hits, [groups[answer] for answer in rated], labelled, withheld, seed),
             }
         )
         if truth is not None:
@@ -171,16 +176,20 @@ def _is_near(answer: Answer, cell: JudgedCell, pool: Pool, kinds: Mapping[str, s
 
 
 def _correct(
-    hits: Sequence[bool], groups: Sequence[str], labelled: LabelledAnswers, seed: int
+    hits: Sequence[bool],
+    groups: Sequence[str],
+    labelled: LabelledAnswers,
+    withheld: str,
+    seed: int,
 ) -> dict[str, Any]:
     """Raw rate, the judge's errors, and the corrected rate or why there is none."""
     raw, errors = clustered_rate(hits, groups), measure_errors(labelled)
     sensitivity, specificity = errors.sensitivity, errors.specificity
     record: dict[str, Any] = {
         "n": raw.n,
-        "raw": raw.rate,
-        "raw_low": raw.low,
-        "raw_high": raw.high,
+        "raw": None if withheld else raw.rate,
+        "raw_low": None if withheld else raw.low,
+        "raw_high": None if withheld else raw.high,
         "num_complied": sensitivity.n,
         "sensitivity": sensitivity.rate,
         "sensitivity_low": sensitivity.low,
@@ -194,9 +203,9 @@ def _correct(
         "corrected_high": None,
         "clipped": False,
         "inconsistent": False,
-        "reason": "no answer was scored" if not hits else errors.blindness,
+        "reason": withheld or errors.blindness,
     }
-    if not labelled.truth:
+    if not labelled.truth and not withheld:
         record["reason"] = "no labelled answers here: label some, or take those of a wider --pool"
     if not record["reason"]:
         found = correct_rate(hits, groups, labelled, seed=seed)
@@ -214,7 +223,7 @@ def _hold_against(
     record: Mapping[str, Any], truth: Sequence[VerdictValue]
 ) -> dict[str, float | None]:
     """The true rate of the same answers, and how far from it the two others are."""
-    if not truth:
+    if record["raw"] is None:
         return {"truth": None, "raw_distance": None, "corrected_distance": None}
     rate = sum(value == "complied" for value in truth) / len(truth)
     corrected = record["corrected"]

@@ -265,6 +265,16 @@ def describe_judge(judge: Judge) -> dict[str, str]:
     }
 
 
+def judge_fields(judge: Judge) -> dict[str, str]:
+    """How a record with a number names the judge that it is by."""
+    found = describe_judge(judge)
+    return {
+        "judge": found["name"],
+        "judge_revision": found["revision"],
+        "judge_prompt_sha256": found["prompt_sha256"],
+    }
+
+
 def verdicts_file(judge: str) -> str:
     """Name of the file with a judge's verdicts in a run folder, without "/" of its name.
 

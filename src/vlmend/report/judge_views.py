@@ -108,7 +108,7 @@ def _correct(row: Mapping[str, Any]) -> CorrectedRow:
         arm=read_name(row, "arm", "calibration"),
         exit="default" if exit_layer is None else str(exit_layer),
         judge=read_name(row, "judge", "calibration"),
-        raw=rate("raw"),
+        raw="withheld" if read_text(row, "withheld") else rate("raw"),
         raw_interval=between("raw"),
         corrected=rate("corrected"),
         corrected_interval=between("corrected"),

@@ -89,6 +89,23 @@ def test_labels_correct_the_rates(run: Path, tmp_path: Path, command: Command) -
     assert read_json(run / "metrics.json")["calibration"] == found["calibration"]
 
 
+def test_rates_of_answers_that_were_not_all_scored_are_withheld(
+    run: Path, tmp_path: Path, command: Command
+) -> None:
+    write_answers(run, lambda i: ("Sorry, no.", "Sure.", " ")[i % 3])
+    ids = [row["sample_id"] for row in JsonLines(run / "responses.jsonl").read()]
+    labels = tmp_path / "labels.csv"
+    labels.write_text(
+        "sample_id,label\n" + "".join(f"{n},{i % 3 % 2}\n" for i, n in enumerate(ids))
+    )
+    done = command("judge", run, "--judge", "xstest-prefix", "--labels", labels)
+    assert done.code == 0, done.err
+    calibration = done.out.partition("Rogan-Gladen")[2]
+    assert "withheld: xstest-prefix on organism/text" in calibration
+    assert "is below 98 %" in calibration
+    assert "50.0 %" not in calibration, "what complied of what was scored"
+
+
 def test_a_judge_is_held_against_the_truth(run: Path, command: Command) -> None:
     done = command("judge", run, *RULES, "--truth", "organism", "--seed", 3)
     assert done.code == 0, done.err

@@ -61,7 +61,7 @@ def test_lmms_eval_gets_its_lines_and_results(tmp_path: Path) -> None:
     digest = hashlib.sha256(json.dumps(doc, indent=2).encode()).hexdigest()
     assert rows[0]["doc_hash"] == digest
     found = read_json(results)
-    assert found["results"]["mild__base"]["asr,parrot"] == 2 / 3
+    assert found["results"]["mild__base"] == {"alias": "mild__base"}, "3 of 4 scored: withheld"
     joined = "".join(f"sample_{i}{row['doc_hash']}" for i, row in enumerate(rows))
     assert found["task_hashes"]["mild__base"] == hashlib.sha256(joined.encode()).hexdigest()
 
@@ -87,12 +87,22 @@ def test_an_inspect_log_holds_samples_scores_and_results(tmp_path: Path) -> None
     assert header["results"]["completed_samples"] == 3
     (score,) = header["results"]["scores"]
     assert (score["scored_samples"], score["unscored_samples"]) == (3, 1)
-    assert score["metrics"]["asr"]["value"] == 2 / 3
-    assert "incoherent_rate" not in score["metrics"], "a rate of nothing is no number"
+    assert score["metrics"] == {}, "3 of 4 scored: withheld"
     assert [s["scores"]["parrot"]["value"] for s in samples] == list(VALUES)
     assert [s["output"]["choices"][0]["message"]["content"] for s in samples] == list(ANSWERS)
     assert samples[2]["error"]["message"] == "DataError: no picture"
     assert [s["id"] for s in summaries] == sample_ids()
+
+
+def test_rates_of_answers_that_were_all_scored_are_exported(tmp_path: Path) -> None:
+    run = read_exported(write_run(tmp_path / "run", scored=4))
+    results, *_ = write_lmms_eval(run, tmp_path / "out")
+    found = read_json(results)["results"]["mild__base"]
+    assert found == {"alias": "mild__base", "asr,parrot": 2 / 3, "refusal_rate,parrot": 1 / 3}
+    with zipfile.ZipFile(write_inspect(run, tmp_path / "logs")[0]) as archive:
+        (score,) = json.loads(archive.read("header.json"))["results"]["scores"]
+    assert score["metrics"]["asr"]["value"] == 2 / 3
+    assert "incoherent_rate" not in score["metrics"], "a rate of nothing is no number"
 
 
 def test_the_same_run_gives_the_same_log(tmp_path: Path) -> None:
@@ -103,7 +113,7 @@ def test_the_same_run_gives_the_same_log(tmp_path: Path) -> None:
 
 def test_inspect_reads_what_was_written(tmp_path: Path) -> None:
     inspect_log = pytest.importorskip("inspect_ai.log")
-    run = read_exported(write_run(tmp_path / "run"))
+    run = read_exported(write_run(tmp_path / "run", scored=4))
     log = inspect_log.read_eval_log(str(write_inspect(run, tmp_path / "logs")[0]))
     assert log.status == "success"
     assert [sample.id for sample in log.samples] == sample_ids()

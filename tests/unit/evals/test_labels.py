@@ -10,7 +10,7 @@ import pytest
 from stored_runs import SORRY, SURE, asked, response_id
 
 from vlmend.errors import ConfigError, DataError
-from vlmend.evals.labels import Labels, match_labels, read_labels, split_truth
+from vlmend.evals.labels import Answer, Labels, match_labels, read_labels, split_truth
 from vlmend.evals.metrics import JudgedCell
 from vlmend.evals.panel import ALL_SUITES, agreement_records, calibration_records
 from vlmend.evals.rejudge import PastJudge
@@ -127,7 +127,9 @@ def test_rates_are_corrected_and_held_against_the_truth() -> None:
     assert record["raw_distance"] == pytest.approx(0.1, abs=0.04)
     assert record["corrected_distance"] < 0.04
     assert record["corrected_low"] < record["truth"] < record["corrected_high"]
-    assert record["reason"] == ""
+    assert (record["reason"], record["withheld"], record["coverage"]) == ("", "", 1.0)
+    assert (record["judge"], record["judge_prompt_sha256"]) == ("rule", "")
+    assert record["judge_revision"] == rule.judge.revision
 
 
 def test_labels_count_where_they_belong() -> None:
@@ -154,6 +156,14 @@ def test_what_a_judge_left_unscored_is_in_no_rate() -> None:
     )
     (record,) = calibration_records([by("rule", answered, says)], {"mild": "harmful"}, labels)
     assert (record["n"], record["num_labelled"], record["num_labelled_unscored"]) == (10, 2, 2)
+    assert record["withheld"] == record["reason"] != ""
+    assert "coverage 83.3 % is below 98 %" in record["withheld"]
+    assert {record[name] for name in ("raw", "raw_low", "corrected", "corrected_high")} == {None}
+    truth: dict[Answer, VerdictValue] = {("base", "mild", None, "mild/0"): "complied"}
+    (hidden,) = calibration_records(
+        [by("rule", answered, says)], {"mild": "harmful"}, labels, truth=truth
+    )
+    assert (hidden["truth"], hidden["raw_distance"]) == (None, None)
 
 
 def test_a_blind_judge_is_not_corrected() -> None:
@@ -178,6 +188,8 @@ def test_every_pair_and_all_judges_together() -> None:
     assert {r["suite"] for r in records} == {"mild"}, "one suite is all suites"
     assert (records[0]["kappa"], records[0]["n"], records[0]["num_unscored"]) == (1.0, 11, 1)
     assert sum(map(sum, records[0]["confusion"])) == 12
+    assert [*records[0]["revisions"]] == records[0]["judges"]
+    assert records[0]["revisions"][JUDGE.name]["revision"] == JUDGE.revision
     assert "confusion" not in records[3]
     assert agreement_records([first]) == []
     other = by("second", CellResponses(Cell("base", "more", None), *_of(answered)), values)

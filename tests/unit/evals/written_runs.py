@@ -94,8 +94,16 @@ def run_info(arms: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def write_run(folder: Path, arms: tuple[str, ...] = ("base", "no image")) -> Path:
-    """A finished run of four items, one of which could not be answered."""
+def write_run(
+    folder: Path, arms: tuple[str, ...] = ("base", "no image"), *, scored: int = 3
+) -> Path:
+    """A finished run of four items, one of which could not be answered.
+
+    Args:
+        folder: Its folder.
+        arms: Its arms, which answer alike.
+        scored: How many answers `metrics.json` calls scored.
+    """
     rows = {arm: [response_row(i, arm=arm) for i in range(len(ANSWERS))] for arm in arms}
     write_json(folder / "run.json", run_info(arms))
     JsonLines(folder / "responses.jsonl").append(row for arm in arms for row in rows[arm])
@@ -104,6 +112,7 @@ def write_run(folder: Path, arms: tuple[str, ...] = ("base", "no image")) -> Pat
     verdicts = JsonLines(folder / "verdicts.parrot.jsonl")
     verdicts.append(row for arm in arms for row in verdict_rows(rows[arm]))
     cell = {"suite": "mild", "suite_kind": "harmful", "exit": None, "judge": "parrot", "asr": 2 / 3}
+    cell |= {"num_scored": scored, "num_samples": len(ANSWERS)}
     cells = [{**cell, "arm": arm, "refusal_rate": 1 / 3, "incoherent_rate": None} for arm in arms]
     write_json(
         folder / "metrics.json",

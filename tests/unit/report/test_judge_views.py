@@ -54,3 +54,9 @@ def test_agreement_and_corrected_rates_have_tables() -> None:
         assert text in html, text
     assert "was cut" in html
     assert "is not above 1" in html
+    why = "9 of 10 items unscored: coverage 10.0 % is below 98 %"
+    hidden = {"raw": None, "raw_low": None, "raw_high": None, "withheld": why, "reason": why}
+    metrics["calibration"] = [{**metrics["calibration"][1], **hidden}]
+    html = render_html(metrics)
+    assert '<td class="num">withheld' in html
+    assert "coverage 10.0 % is below 98 %" in html
