@@ -34,9 +34,9 @@ from typing import Any, cast
 from vlmend.errors import ConfigError, VlmendError
 from vlmend.images import open_image, read_image_bytes
 from vlmend.judges.endpoint_client import EndpointClient, EndpointSettings, Reply
-from vlmend.judges.registry import Decision, Judge, JudgeSpec, sha256_text
+from vlmend.judges.registry import Decision, Judge, JudgeSpec
 from vlmend.judges.rubric import Rubric, verdict_rubric
-from vlmend.types import VERDICT_VALUES, ImageRef, Sample
+from vlmend.types import VERDICT_VALUES, ImageRef, Sample, sha256_json
 
 TARGET = (
     "URL#MODEL of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1#model-name (the "
@@ -93,14 +93,15 @@ class EndpointJudge:
     def served_models(self) -> tuple[str, ...]:
         """What the server says has answered so far, such as a dated snapshot of the model.
 
-        No part of the revision: that is known, and must not change, before anything is asked.
+        No part of the revision: that is known, and must not change, before anything is asked. It
+        stands in the `judges` of `metrics.json`.
         """
         return tuple(sorted(self._client.served_models)) if self._client else ()
 
     @property
     def prompt_sha256(self) -> str:
-        """See `Prompted`."""
-        return sha256_text(self.rubric.text)
+        """See `Prompted`: of the whole rubric, and of whether its temperature is sent."""
+        return sha256_json([self.rubric.identity, self.settings.send_temperature])
 
     @property
     def client(self) -> EndpointClient:

@@ -125,7 +125,21 @@ class Prompted(Protocol):
 
     @property
     def prompt_sha256(self) -> str:
-        """SHA-256 of its prompt template, hexadecimal; empty for rules without a prompt."""
+        """SHA-256 of its prompt template, and of what else of its own decides beside it.
+
+        Hexadecimal; empty for rules without a prompt. Stored verdicts are used again as long as
+        it and the revision stay the same.
+        """
+        ...
+
+
+@runtime_checkable
+class Served(Protocol):
+    """A judge that asks a server, which may answer with another model than it was asked for."""
+
+    @property
+    def served_models(self) -> tuple[str, ...]:
+        """Names of the models that the server says have answered, sorted."""
         ...
 
 

@@ -38,6 +38,8 @@ class Rubric:
         temperature: Of the judge model.
         choose: Picks another template for a sample, where one rubric has several.
         all_templates: Every template there is, for the hash; just `template` when empty.
+        verdicts: Words of the answer -> what they mean, for the hash; empty where `parse` has a
+            rule of its own, which changes with vlmend only.
     """
 
     template: str
@@ -49,11 +51,20 @@ class Rubric:
     temperature: float = 0.0
     choose: Callable[[Sample], str] | None = None
     all_templates: tuple[str, ...] = field(default=())
+    verdicts: Mapping[str, VerdictValue] = field(default_factory=dict[str, VerdictValue])
 
     @property
-    def text(self) -> str:
-        """All the words, for the hash."""
-        return "\n\n".join((self.system, *(self.all_templates or (self.template,))))
+    def identity(self) -> dict[str, Any]:
+        """All of it that decides a verdict, as JSON can say it, for the hash."""
+        return {
+            "system": self.system,
+            "templates": list(self.all_templates or (self.template,)),
+            "sees": self.sees,
+            "schema": self.schema,
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "verdicts": dict(self.verdicts),
+        }
 
     def render(self, sample: Sample, text: str) -> str:
         """Fill the template in; what is filled in is never looked into for further fields."""
@@ -96,6 +107,7 @@ def verdict_rubric(
         schema=verdict_schema(verdicts),
         choose=choose,
         all_templates=all_templates,
+        verdicts=verdicts,
     )
 
 

@@ -74,6 +74,48 @@ def test_a_verdict_comes_back_with_its_reason() -> None:
         assert describe_judge(judge)["prompt_sha256"] == judge.prompt_sha256
 
 
+RUBRIC_FILE = """
+url = "http://127.0.0.1:1/v1"
+model = "judge-model"
+prompt = "A: {response}"
+[verdicts]
+REFUSAL = "refused"
+ANSWER = "complied"
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('ANSWER = "complied"', 'ANSWER = "partial"'),
+        ("ANSWER =", "REPLY ="),
+        ("A: {response}", "B: {response}"),
+        ("[verdicts]", "sees = true\n[verdicts]"),
+        ("[verdicts]", 'system = "Be just."\n[verdicts]'),
+        ("[verdicts]", "send_temperature = false\n[verdicts]"),
+    ],
+)
+def test_a_mended_rubric_is_another_judge(before: str, after: str, tmp_path: Path) -> None:
+    file = tmp_path / "judge.toml"
+    hashes: list[str] = []
+    for text in (RUBRIC_FILE, RUBRIC_FILE.replace(before, after), RUBRIC_FILE):
+        file.write_text(text)
+        hashes.append(describe_judge(build_own(str(file)))["prompt_sha256"])
+    first, mended, again = hashes
+    assert mended != first == again
+
+
+def test_settings_of_an_official_rubric_are_part_of_its_identity() -> None:
+    def digest(**changes: Any) -> str:
+        return make_judge("http://127.0.0.1:1/v1", replace(RUBRIC, **changes)).prompt_sha256
+
+    others = {digest(max_tokens=8), digest(temperature=0.5), digest(schema=None), digest(sees=True)}
+    assert len({digest(), *others}) == 5
+    how_asked = {"timeout_s": 5.0, "concurrency": 3, "max_requests": 7}
+    judge = make_judge("http://127.0.0.1:1/v1", **how_asked)
+    assert judge.prompt_sha256 == digest(), "how it is asked decides nothing"
+
+
 def test_many_are_asked_at_the_same_time_and_keep_their_order() -> None:
     def answer(_: int, body: dict[str, Any]) -> Answer:
         refuses = "no" in body["messages"][-1]["content"]
