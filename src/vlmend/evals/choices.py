@@ -196,6 +196,8 @@ def choice_records(
 ) -> dict[str, dict[str, Any]]:
     """MC1 and MC2 of the items that were scored, with 95 % intervals, as "scores" of a cell.
 
+    They are by no judge, whoever judged the cell: `judge` is None.
+
     Args:
         samples: Items with choices.
         scores: By id of the item; items that are not there are left out.
@@ -218,6 +220,7 @@ def choice_records(
             "high": rate.high,
             "n": rate.n,
             "method": rate.method,
+            "judge": None,
         },
         "MC2": {
             "value": float(mass_N.mean()),
@@ -225,6 +228,7 @@ def choice_records(
             "high": None if high is None else min(1.0, high),
             "n": len(asked),
             "method": "clustered-t",
+            "judge": None,
         },
     }
 

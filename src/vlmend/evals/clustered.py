@@ -327,6 +327,37 @@ def draw_groups(
     return times_RG
 
 
+def bootstrap_limits(
+    values: Sequence[float], groups: Sequence[str], *, seed: int, resamples: int = 10_000
+) -> tuple[float, float] | None:
+    """95 % percentile limits of the mean over items, resampling whole groups.
+
+    Args:
+        values: One finite value per item, at least one.
+        groups: Per item, what it shares with others.
+        seed: Seed of the resampling; the same seed gives the same limits.
+        resamples: Bootstrap resamples, at least 1.
+
+    Returns:
+        (low, high); None for fewer than two groups.
+
+    Reference:
+        Davison and Hinkley, "Bootstrap Methods and their Application" (1997), section 3.8.
+    """
+    group_N = number_groups(groups)
+    size_G = np.bincount(group_N).astype(np.float64)
+    if len(size_G) < 2:
+        return None
+    sums_G2 = np.stack([np.bincount(group_N, np.asarray(values, np.float64)), size_G], axis=1)
+    alike_G, generator = np.zeros(len(size_G), dtype=np.intp), np.random.default_rng(seed)
+    means: list[Floats] = []
+    for start in range(0, resamples, rows := max(1, _BLOCK // len(size_G))):
+        drawn_R2 = draw_groups(alike_G, min(rows, resamples - start), generator) @ sums_G2
+        means.append(drawn_R2[:, 0] / drawn_R2[:, 1])
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975]).tolist()
+    return low, high
+
+
 def newcombe_limits(
     before: tuple[float, float, float], after: tuple[float, float, float], phi: float = 0.0
 ) -> tuple[float, float]:

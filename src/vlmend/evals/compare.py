@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmend.errors import RunError
-from vlmend.evals.clustered import ClusteredDifference, clustered_difference
+from vlmend.evals.clustered import ClusteredDifference, bootstrap_limits, clustered_difference
 from vlmend.evals.power import min_detectable_difference
 from vlmend.evals.stats import explain_withheld, holm, mcnemar, paired_bootstrap
 from vlmend.evals.stored import read_progress, read_responses
@@ -61,7 +61,8 @@ def compare_paired(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     groups, `clustered_low`, `clustered_high` and `clustered_p` are over these, and `p_holm`
     adjusts that p-value; else it adjusts McNemar's. Where p_holm is not below `ALPHA`,
     `detectable` is the smallest difference that these items could be expected to show. `withheld`
-    says why a pair is not to be shown: one of its cells was not judged completely.
+    says why a pair is not to be shown: one of its cells was not judged completely; `coverage` is
+    the share of the items of both cells that both scored.
 
     Args:
         pairs: Coordinates (suite, exit, judge, before, after), and the two cells.
@@ -107,8 +108,10 @@ def _compare_items(
     second = [after.values[sample_id] == "complied" for sample_id in shared]
     test = mcnemar(first, second)
     grouped = _compare_groups(shared, before, after)
+    num_paired = len(before.values.keys() & after.values.keys())
     return {
         "n": test.n,
+        "coverage": test.n / num_paired,
         "withheld": before.withheld or after.withheld,
         "asr_before": sum(first) / len(shared),
         "asr_after": sum(second) / len(shared),
@@ -117,7 +120,7 @@ def _compare_items(
         "difference_high": test.high,
         "p_value": test.p_value,
         "method": test.method,
-        **_bootstrap(first, second, grouped),
+        **_bootstrap(first, second, _groups_of(shared, before, after)),
         "changed_rate": (test.b + test.c) / test.n,
         "n_effective": test.n if grouped is None else grouped.n_effective,
         "num_groups": grouped and grouped.num_groups,
@@ -131,13 +134,16 @@ def _compare_items(
 
 
 def _bootstrap(
-    first: Sequence[bool], second: Sequence[bool], grouped: ClusteredDifference | None
+    first: Sequence[bool], second: Sequence[bool], groups: Sequence[str] | None
 ) -> dict[str, float | None]:
-    """Limits from resampling items: only where these share nothing."""
-    if grouped is not None and grouped.num_groups < grouped.n:
-        return {"bootstrap_low": None, "bootstrap_high": None}
-    found = paired_bootstrap(list(map(float, first)), list(map(float, second)), seed=0)
-    return {"bootstrap_low": found.low, "bootstrap_high": found.high}
+    """Limits from resampling pairs, those about one thing together; None where all are."""
+    if groups is not None and len(set(groups)) < len(groups):
+        changes = [int(b) - int(a) for a, b in zip(first, second, strict=True)]
+        low, high = bootstrap_limits(changes, groups, seed=0) or (None, None)
+    else:
+        found = paired_bootstrap(list(map(float, first)), list(map(float, second)), seed=0)
+        low, high = found.low, found.high
+    return {"bootstrap_low": low, "bootstrap_high": high}
 
 
 def _compare_scores(
@@ -165,15 +171,24 @@ def _compare_groups(
     shared: Sequence[str], before: CellVerdicts, after: CellVerdicts
 ) -> ClusteredDifference | None:
     """The difference over groups; None where an item has none."""
-    groups = {**after.groups, **before.groups}
-    if any(sample_id not in groups for sample_id in shared):
+    groups = _groups_of(shared, before, after)
+    if groups is None:
         return None
     return clustered_difference(
         [before.values[sample_id] == "complied" for sample_id in shared],
         [after.values[sample_id] == "complied" for sample_id in shared],
-        [groups[sample_id] for sample_id in shared],
+        groups,
         resamples=None,
     )
+
+
+def _groups_of(
+    shared: Sequence[str], before: CellVerdicts, after: CellVerdicts
+) -> list[str] | None:
+    """What each item shares with others; None where that is not known of all."""
+    groups = {**after.groups, **before.groups}
+    known = [groups[sample_id] for sample_id in shared if sample_id in groups]
+    return known if len(known) == len(shared) else None
 
 
 def _share_equal(
@@ -297,6 +312,18 @@ def _judges(run: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     return {"judges": of_suites or config.get("judges"), "judge": found}
 
 
+def _name_judges(run: Path) -> dict[str, dict[str, Any]]:
+    """How records name the judges of a run beside a number."""
+    return {
+        judge["name"]: {
+            "judge": judge["name"],
+            "judge_revision": judge.get("revision"),
+            "judge_prompt_sha256": judge.get("prompt_sha256", ""),
+        }
+        for judge in read_json(run / "metrics.json")["judges"]
+    }
+
+
 def _comparable(run: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """What must be equal. Exits may differ: cells are matched, and paired by item."""
     suites: Mapping[str, Any] = config.get("suites", {})
@@ -380,6 +407,7 @@ def compare_runs(runs: Sequence[Path]) -> list[dict[str, Any]]:
     by_run = [read_cells(run) for run in runs]
     labels = label_arms(runs, [list(arms) for arms in by_run])
     base_name, base = next(iter(by_run[0].items()))
+    judges = _name_judges(runs[0])
     pairs: list[Pair] = []
     for number, arms in enumerate(by_run):
         for after, (arm, cells) in zip(labels[number], arms.items(), strict=True):
@@ -388,6 +416,6 @@ def compare_runs(runs: Sequence[Path]) -> list[dict[str, Any]]:
             for (judge, suite, exit_layer), cell in cells.items():
                 before = base.get((judge, suite, exit_layer))
                 if before is not None:
-                    at = {"suite": suite, "exit": exit_layer, "judge": judge}
+                    at = {"suite": suite, "exit": exit_layer, **judges[judge]}
                     pairs.append(({**at, "before": base_name, "after": after}, before, cell))
     return compare_paired(pairs)

@@ -183,8 +183,8 @@ def control_records(
         arms: All arms of the run.
 
     Returns:
-        Entries of `controls` of `metrics.json`: coordinates, the control, both rates, the
-        adjusted p-value, and one sentence.
+        Entries of `controls` of `metrics.json`: coordinates, the control, both rates, their
+        difference with its 95 % interval, the adjusted p-value, and one sentence.
     """
     controls = {arm.name: kind for arm in arms if (kind := control_of(arm)) is not None}
     return read_controls(comparisons, controls)
@@ -198,19 +198,35 @@ def read_controls(
         {
             "suite": record["suite"],
             "exit": record["exit"],
-            "judge": record["judge"],
+            **{key: record[key] for key in _OF_JUDGE if key in record},
             "arm": record["after"],
             "control": controls[record["after"]],
             "n": record["n"],
-            # A rate of answers that were not judged completely is not to be shown anywhere.
-            "asr_image": None if record.get("withheld") else record["asr_before"],
-            "asr_control": None if record.get("withheld") else record["asr_after"],
+            **_read_rates(record),
             "p_holm": record["p_holm"],
             "reading": record.get("withheld") or read_control(controls[record["after"]], record),
         }
         for record in comparisons
         if record["after"] in controls
     ]
+
+
+_OF_JUDGE = ("judge", "judge_revision", "judge_prompt_sha256", "coverage")
+"""What a control's record takes over from its comparison."""
+
+
+def _read_rates(record: Mapping[str, Any]) -> dict[str, float | None]:
+    """Both rates and their difference, over things where items have them."""
+    stem = "difference" if record.get("clustered_p") is None else "clustered"
+    rates = {
+        "asr_image": record["asr_before"],
+        "asr_control": record["asr_after"],
+        "difference": record["difference"],
+        "low": record[f"{stem}_low"],
+        "high": record[f"{stem}_high"],
+    }
+    # A rate of answers that were not judged completely is not to be shown anywhere.
+    return dict.fromkeys(rates) if record.get("withheld") else rates
 
 
 def read_control(kind: str, record: Mapping[str, Any]) -> str:

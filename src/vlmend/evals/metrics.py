@@ -22,7 +22,13 @@ from vlmend.evals.run import CellResponses
 from vlmend.evals.stats import Rate, explain_withheld, summarise_verdicts
 from vlmend.evals.text_quality import measure_text
 from vlmend.images import encode_preview
-from vlmend.judges.registry import Judge, describe_judge, judge_responses
+from vlmend.judges.registry import (
+    Judge,
+    Served,
+    describe_judge,
+    judge_fields,
+    judge_responses,
+)
 from vlmend.models.vlm import Vlm
 from vlmend.suites.registry import SuiteSpec
 from vlmend.types import Sample, Verdict
@@ -145,15 +151,12 @@ def cell_record(
     answered = judged.answered
     summary = summarise_verdicts(judged.verdicts, [group_of(s) for s in answered.samples])
     num_errors = sum(r.finish == "error" for r in answered.responses)
-    found = describe_judge(judged.judge)
     record = {
         "arm": answered.cell.arm,
         "suite": answered.cell.suite,
         "suite_kind": kind,
         "exit": answered.cell.exit,
-        "judge": found["name"],
-        "judge_revision": found["revision"],
-        "judge_prompt_sha256": found["prompt_sha256"],
+        **judge_fields(judged.judge),
         "num_samples": summary.num_samples,
         "num_scored": summary.num_scored,
         "num_errors": num_errors,
@@ -176,6 +179,7 @@ def cell_record(
 
 def compare_all(judged: Sequence[JudgedCell], base: str) -> list[dict[str, Any]]:
     """Compare every arm with the base arm, cell by cell; see `compare_paired`."""
+    facts = {j.judge.name: judge_fields(j.judge) for j in judged}
     cells = {
         (
             j.answered.cell.arm,
@@ -192,7 +196,7 @@ def compare_all(judged: Sequence[JudgedCell], base: str) -> list[dict[str, Any]]
     }
     pairs = [
         (
-            {"suite": suite, "exit": exit_layer, "judge": judge, "before": base, "after": arm},
+            {"suite": suite, "exit": exit_layer, **facts[judge], "before": base, "after": arm},
             cells[base, suite, exit_layer, judge],
             after,
         )
@@ -329,12 +333,28 @@ def judging_records(
     return records
 
 
-def judge_records(judged: Iterable[JudgedCell]) -> list[dict[str, str]]:
-    """Entries of `judges`, in the order in which they judged."""
-    return [
-        {**describe_judge(judge), "description": judge.description}
-        for judge in {j.judge.name: j.judge for j in judged}.values()
-    ]
+def judge_records(
+    judged: Iterable[JudgedCell], earlier: Iterable[Mapping[str, Any]] = ()
+) -> list[dict[str, Any]]:
+    """Entries of `judges`, in the order in which they judged.
+
+    Args:
+        judged: Cells.
+        earlier: Entries of the same run's last records: what a server said then of the models
+            that answered stays, as the verdicts do.
+    """
+    before = {_judge_key(row): row for row in earlier}
+    records: list[dict[str, Any]] = []
+    for judge in {j.judge.name: j.judge for j in judged}.values():
+        record: dict[str, Any] = {**describe_judge(judge), "description": judge.description}
+        served = {*before.get(_judge_key(record), {}).get("served_models", ())}
+        served |= {*judge.served_models} if isinstance(judge, Served) else set()
+        records.append(record | ({"served_models": sorted(served)} if served else {}))
+    return records
+
+
+def _judge_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["name"], row.get("revision"), row.get("prompt_sha256", "")
 
 
 def suite_record(spec: SuiteSpec, name: str, kind: str, num_items: int) -> dict[str, Any]:

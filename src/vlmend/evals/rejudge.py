@@ -268,7 +268,7 @@ def remake_metrics(
         "suites": [
             suite_record(specs[name], name, kind, answered[name]) for name, kind in kinds.items()
         ],
-        "judges": judge_records(judged),
+        "judges": judge_records(judged, old.get("judges", [])),
         "cost": _count_cost(run, old.get("cost", [])),
         "judging": judging_records(judged, old.get("judging", [])),
         "cells": records,

@@ -125,6 +125,7 @@ def test_the_numbers_are_those_of_the_paper() -> None:
     records = choice_records([item(0), item(1), item(2)], {"cakes/0": first, "cakes/1": second})
     assert records["MC1"]["value"] == 0.5
     assert records["MC1"]["n"] == records["MC2"]["n"] == 2
+    assert records["MC1"]["judge"] is records["MC2"]["judge"] is None
     assert records["MC2"]["value"] == pytest.approx((0.75 + 0.7) / 2)
     assert records["MC2"]["low"] <= records["MC2"]["value"] <= records["MC2"]["high"]
 

@@ -290,8 +290,22 @@ def test_items_that_share_nothing_are_also_resampled() -> None:
     (alone,) = compare_paired(cells_of(before, after, "".join(chr(200 + i) for i in range(50))))
     assert alone["bootstrap_low"] == pytest.approx(alone["clustered_low"], abs=0.03)
     assert alone["bootstrap_high"] == pytest.approx(alone["clustered_high"], abs=0.03)
-    (shared,) = compare_paired(cells_of(before, after, "ab" * 25))
-    assert shared["bootstrap_low"] is shared["bootstrap_high"] is None
+    assert alone["coverage"] == 1.0
+
+
+def test_items_about_one_thing_are_resampled_together() -> None:
+    before, after = "c" * 30 + "r" * 20, "c" * 18 + "r" * 32
+    alone, shared, one = (
+        compare_paired(cells_of(before, after, groups))[0]
+        for groups in ("", "".join(chr(200 + i // 6) for i in range(50)), "a" * 50)
+    )
+    width = shared["bootstrap_high"] - shared["bootstrap_low"]
+    # Twelve changes in a row, in two or three things: much less is known than of 50 items.
+    assert width > 1.5 * (alone["bootstrap_high"] - alone["bootstrap_low"])
+    assert shared["bootstrap_low"] < shared["difference"] < shared["bootstrap_high"]
+    assert one["bootstrap_low"] is one["bootstrap_high"] is None
+    (part,) = compare_paired(cells_of(before, after[:-1] + "u"))
+    assert part["coverage"] == 0.98
 
 
 def test_grades_are_compared_where_every_item_has_one() -> None:

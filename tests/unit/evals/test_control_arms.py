@@ -106,6 +106,10 @@ def test_all_controls_of_an_audit_are_paired_with_the_base(
     harmful = sum(s.label == "harmful" for s in PICTURED)
     assert pairs["mild", "blank"] <= harmful
     assert all(r["reading"] for r in metrics["controls"])
+    revisions = {judge["name"]: judge["revision"] for judge in metrics["judges"]}
+    for row in (*metrics["controls"], *metrics["comparisons"]):
+        assert row["judge_revision"] == revisions[row["judge"]]
+        assert (row["judge_prompt_sha256"], row["coverage"] > 0) == ("", True)
 
 
 def test_rates_that_were_not_judged_completely_are_withheld() -> None:
@@ -113,14 +117,19 @@ def test_rates_that_were_not_judged_completely_are_withheld() -> None:
     found = {**at, **record(0.5, 0.1, 0.01)}
     (shown,) = read_controls([found], {"blank image": "blank"})
     assert (shown["asr_image"], shown["asr_control"]) == (0.5, 0.1)
+    assert (shown["difference"], shown["low"], shown["high"]) == (-0.4, -0.6, -0.2), "over things"
     (hidden,) = read_controls([{**found, "withheld": "half is unscored"}], {"blank image": "blank"})
     assert (hidden["asr_image"], hidden["asr_control"]) == (None, None)
+    assert (hidden["difference"], hidden["low"], hidden["high"]) == (None, None, None)
     assert hidden["reading"] == "half is unscored"
     assert read_controls([found], {}) == [], "only comparisons with controls"
 
 
 def record(before: float, after: float, p: float) -> dict[str, float]:
-    return {"asr_before": before, "asr_after": after, "p_holm": p}
+    limits = {"difference_low": -0.9, "difference_high": 0.0}
+    over_things = {"clustered_low": -0.6, "clustered_high": -0.2, "clustered_p": p}
+    rates = {"asr_before": before, "asr_after": after, "difference": after - before}
+    return {**rates, "p_holm": p, **limits, **over_things}
 
 
 @pytest.mark.parametrize("kind", CONTROLS)

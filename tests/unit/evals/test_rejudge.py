@@ -94,6 +94,28 @@ def test_verdicts_of_the_same_revision_and_prompt_are_used_again(
     assert {row["prompt_sha256"] for row in rows_of(run.path)} == {"other"}
 
 
+def test_models_that_a_server_says_have_answered_stay_in_the_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass
+    class ServedJudge(CountingJudge):
+        served_models: tuple[str, ...] = ()
+
+        def judge(self, sample: Sample, text: str) -> Decision:
+            self.served_models = ("counter-2026-01-02",)
+            return super().judge(sample, text)
+
+    run = reload_run(mild_run(tmp_path / "run", monkeypatch))
+    for _ in range(2):
+        # The second time nothing is asked: all verdicts are there.
+        metrics = remake_metrics(run, judge_run(run, [ServedJudge()]), {})
+        assert [judge.get("served_models") for judge in metrics["judges"]] == [
+            ["counter-2026-01-02"]
+        ]
+    other = remake_metrics(run, judge_run(run, [CountingJudge(revision="2")]), {})
+    assert "served_models" not in other["judges"][0]
+
+
 def test_what_was_not_scored_is_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,9 @@ def test_controls_have_a_table_with_their_sentences() -> None:
             "n": 90,
             "asr_image": 0.75,
             "asr_control": rate,
+            "difference": -0.625,
+            "low": None if rate is None else -0.7,
+            "high": None if rate is None else -0.5,
             "p_holm": 0.001,
             "reading": reading,
         }
@@ -33,3 +36,7 @@ def test_controls_have_a_table_with_their_sentences() -> None:
     assert TITLE in html
     assert "75.0 \u2192 12.5" in html
     assert "what the picture shows &lt;matters&gt;" in html
+    assert html.count("(change \u221270.0 to \u221250.0)") == 1
+    for row in metrics["controls"]:  # of an older version
+        del row["difference"], row["low"], row["high"]
+    assert "(change" not in render_html(metrics)
