@@ -45,10 +45,10 @@ def train(folder: Path, rank: int, *, short_of_memory: bool) -> dict[str, Any]:
         )
         return describe(experiences, *args)
 
-    def refuse(*args: Any, micro: int) -> Any:
+    def refuse(*args: Any, micro: int, **more: Any) -> Any:
         if short_of_memory and rank == 1 and micro > 1:
             raise torch.OutOfMemoryError("out of memory, here alone")
-        return sample(*args, micro=micro)
+        return sample(*args, micro=micro, **more)
 
     module.describe_rollouts, module.sample_answers = note, refuse
     try:

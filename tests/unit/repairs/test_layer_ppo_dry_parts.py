@@ -79,9 +79,9 @@ def test_every_answer_of_a_step_is_counted() -> None:
     grown = many["sampling"].total_bytes - many["sampling"].peak_bytes
     before = one["sampling"].total_bytes - one["sampling"].peak_bytes
     assert grown > before
-    # Given answers of benign prompts: their pictures once more, and as many tokens at most.
+    # Given answers of benign prompts: no picture more, and as many tokens at most.
     ptx = dry_parts("llava", replace(plain, ptx_coefficient=1.0), loop, ("harmful", "benign"))
-    assert ptx["recording pictures"].images == 6
+    assert ptx["recording pictures"].images == two["recording pictures"].images == 4
     assert ptx["sampling"].tokens == two["sampling"].tokens
     assert two["update"].tokens < ptx["update"].tokens <= 2 * two["update"].tokens
     sft = LayerPPOSettings(algorithm="sft", exits=(0,), **how)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -467,20 +468,35 @@ def test_sft_learns_the_refusal_of_harm_and_the_answer_of_the_rest() -> None:
             prepare(found, {**streams(), "harmful": silent})
 
 
+@contextmanager
+def counted_encoder_runs(vlm: Vlm) -> Generator[list[None]]:
+    """Calls of the first vision block, one entry each."""
+    calls: list[None] = []
+    handle = vlm.vision_blocks[0].register_forward_hook(lambda *_: calls.append(None))
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
 @pytest.mark.parametrize("family", ["llava", "mllama"])
 def test_ptx_adds_the_likelihood_of_given_answers_at_the_default_exit(family: str) -> None:
     vlm = tiny_vlm(family)
     ptx = replace(PPO, minibatches=1, max_new_tokens=20)
     losses: dict[float, Any] = {}
+    runs: dict[float, int] = {}
     for coefficient in (0.0, 0.5):
         found = objective(vlm, replace(ptx, ptx_coefficient=coefficient))
         with found.adapter:
-            prepared = prepare(found, streams(3))
+            with counted_encoder_runs(vlm) as calls:
+                prepared = prepare(found, streams(3))
+            runs[coefficient] = len(calls)
             losses[coefficient] = loss = whole_loss(found, prepared)
             parts = whole_loss(found, prepared, micro=2)
             assert_close(numbers_of(parts.terms), numbers_of(loss.terms), noise_of(torch.float32))
             gradients(found, loss.loss)
-            assert prepared.images == (9 if coefficient else 6)
+            assert prepared.images == 6
+    assert runs[0.5] == runs[0.0] > 0, "what the model itself reads is of the same run"
     with objective(vlm, SFT).adapter:
         expected = 0.0
         for example in prompts("benign", 3):

@@ -114,7 +114,7 @@ def test_log_probabilities_are_those_that_the_tokens_were_drawn_with(vlm: Vlm) -
         assert_close(entropy, spread, FLOAT64_NOISE)
 
 
-@pytest.mark.parametrize("family", ["kosmos-2", "blip-2", "instructblip"])
+@pytest.mark.parametrize("family", ["kosmos-2", "blip-2", "instructblip", "ovis2"])
 def test_models_that_always_ask_for_a_picture_read_alike_in_any_batch(family: str) -> None:
     vlm = tiny_vlm(family)
     rollouts = ragged(vlm)

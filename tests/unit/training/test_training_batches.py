@@ -223,6 +223,15 @@ def test_an_answer_with_an_image_placeholder_is_an_error(vlm: Vlm) -> None:
         encode_examples(vlm, prompts(0, 1), [f"See {vlm.processor.image_token} here"])
 
 
+def test_an_answer_with_what_stands_beside_a_picture_is_an_error() -> None:
+    """Ovis 2 looks its indicators up in the table of its vision tower, not among the words."""
+    vlm = tiny_vlm("ovis2")
+    assert len(vlm.picture_ids) > 1
+    for mark in vlm.tokenizer.convert_ids_to_tokens(list(vlm.picture_ids)):
+        with pytest.raises(DataError, match="takes for an image"):
+            tokenize_answer(vlm, f"See {mark} here")
+
+
 def test_settings_that_cannot_be(llava: Vlm) -> None:
     with pytest.raises(ConfigError, match="2 prompts were given with 1 answers"):
         encode_examples(llava, prompts(0, 2), ["Yes"])

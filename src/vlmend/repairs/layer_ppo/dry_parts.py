@@ -32,7 +32,7 @@ from vlmend.models.vlm import EncodedBatch, Vlm
 from vlmend.repairs.layer_ppo.experience import Experience
 from vlmend.repairs.layer_ppo.objective import ROLLOUTS, LayerPPOObjective
 from vlmend.repairs.layer_ppo.repair import LayerPPO, Reward
-from vlmend.repairs.layer_ppo.settings import HARMFUL, LayerPPOSettings
+from vlmend.repairs.layer_ppo.settings import BENIGN, HARMFUL, LayerPPOSettings
 from vlmend.training.adapters import without_adapter
 from vlmend.training.dry_run import Call, Ran, StepPart, blank_batch, micro_batch_size
 from vlmend.training.loop_settings import LoopSettings
@@ -87,8 +87,7 @@ def find_parts(vlm: Vlm, objective: LayerPPOObjective, recipe: Recipe) -> list[S
         "recording pictures",
         [Call(step.record)],
         recorded,
-        # The pictures of given answers go through a second time.
-        (examples + loop.batch_size * settings.learns_given) / recorded,
+        examples / recorded,
         trains=False,
         kept=step.recorded,
     )
@@ -137,7 +136,10 @@ def _per_example(objective: LayerPPOObjective) -> int:
 
 
 def _prompts(vlm: Vlm, objective: LayerPPOObjective, recipe: Recipe, count: int) -> list[Prompt]:
-    """Prompts of so many examples with a picture each, at the latest exits."""
+    """Prompts of so many examples with a picture each, at the latest exits.
+
+    Where given answers are learnt, those that they are given to come last.
+    """
     settings = objective.settings
     repeated = settings.samples if settings.algorithm == "grpo" else 1
     examples = blank_batch(vlm, (HARMFUL,), recipe.lengths, count, pictures=1)[HARMFUL]
@@ -146,6 +148,9 @@ def _prompts(vlm: Vlm, objective: LayerPPOObjective, recipe: Recipe, count: int)
     for number, example in enumerate(examples):
         exits = late if settings.exits == "all" else (late[number % len(late)],)
         found += [Prompt(HARMFUL, example, e) for e in exits for _ in range(repeated)]
+    if settings.learns_given:
+        benign = examples[:: len(objective.streams)]
+        found += [Prompt(BENIGN, example, vlm.default_exit) for example in benign]
     return found
 
 

@@ -33,7 +33,7 @@ Deviation:
     4. Scores are standardised with the mean and deviation that the reward model's training left,
        and limited, so that one setting fits reward models of any scale.
     5. PPO-ptx: not pre-training text, which open VLMs do not come with, but the answers of the
-       benign prompts. Their pictures go through the encoder a second time.
+       benign prompts. What the model itself reads of their pictures is of the same encoder run.
 
 Shapes: B = rollouts, T = answer tokens.
 """
@@ -80,6 +80,7 @@ from vlmend.training.ppo.advantages import (
 )
 from vlmend.training.ppo.rollouts import (
     AnswerBatch,
+    Asked,
     Prompt,
     Reading,
     Rollout,
@@ -87,6 +88,7 @@ from vlmend.training.ppo.rollouts import (
     batch_rollouts,
     give_answers,
     read_answers,
+    record_prompts,
     sample_answers,
 )
 from vlmend.training.ppo.token_kl import adapt_kl_coefficient, token_kl
@@ -202,8 +204,7 @@ class LayerPPOObjective(Objective):
         sizes = column_sums(context, [float(len(part)) for part in parts])
         updates = [Update({ROLLOUTS: p}, int(n)) for p, n in zip(parts, sizes, strict=True)]
         images = {id(p.example): len(p.example.images) for p in prompts}
-        again = sum(len(e.rollout.prompt.example.images) for p in parts for e in p if e.given)
-        return Prepared(updates * epochs, self._ran, sum(images.values()) + again)
+        return Prepared(updates * epochs, self._ran, sum(images.values()))
 
     def _choose_exits(
         self, batch: Mapping[str, Sequence[Example]], context: StepContext
@@ -223,11 +224,13 @@ class LayerPPOObjective(Objective):
                     prompts += [Prompt(stream, example, exit_layer)] * per_prompt
         return prompts
 
-    def _given(self, prompts: Sequence[Prompt], micro: int) -> list[Rollout]:
+    def _given(
+        self, prompts: Sequence[Prompt], micro: int, asked: Sequence[Asked] | None = None
+    ) -> list[Rollout]:
         answers = [_answer_of(prompt) for prompt in prompts]
         limit = self.settings.max_new_tokens
         ids = [tokenize_answer(self._vlm, answer, max_tokens=limit) for answer in answers]
-        return give_answers(self._vlm, prompts, ids, micro=micro)
+        return give_answers(self._vlm, prompts, ids, micro=micro, asked=asked)
 
     def _sample(
         self, prompts: Sequence[Prompt], context: StepContext
@@ -237,7 +240,10 @@ class LayerPPOObjective(Objective):
         how = GenerationSettings(
             settings.max_new_tokens, settings.temperature, seed=context.seed % 2**31
         )
-        rollouts = sample_answers(self._vlm, prompts, how, micro=context.micro)
+        to_give = self._to_give(prompts)
+        asked = record_prompts(self._vlm, [*prompts, *to_give], micro=context.micro)
+        sampled, given = asked[: len(prompts)], asked[len(prompts) :]
+        rollouts = sample_answers(self._vlm, prompts, how, micro=context.micro, asked=sampled)
         self._ran += sum(int(r.encoded.prompt_lengths[0]) + len(r.token_ids) for r in rollouts)
         found = [
             Experience(rollout, score)
@@ -259,17 +265,17 @@ class LayerPPOObjective(Objective):
         self._facts["kl_coefficient"] = self.kl_coefficient
         if settings.algorithm == "ppo":
             self._estimate_advantages(found, context)
-        if settings.learns_given:
-            self._add_given(found, context.micro)
+        experiences = {id(e.rollout.prompt.example): e for e in found}
+        for rollout in self._given(to_give, context.micro, given):
+            experiences[id(rollout.prompt.example)].given = Experience(rollout)
         return parts
 
-    def _add_given(self, found: Sequence[Experience], micro: int) -> None:
-        """The given answers of benign prompts, each once, where the model itself reads."""
-        benign = {id(e.rollout.prompt.example): e for e in found if e.stream == BENIGN}
-        at = self._vlm.default_exit
-        prompts = [Prompt(BENIGN, e.rollout.prompt.example, at) for e in benign.values()]
-        for experience, rollout in zip(benign.values(), self._given(prompts, micro), strict=True):
-            experience.given = Experience(rollout)
+    def _to_give(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """Benign prompts whose given answers are learnt: each once, at the default exit."""
+        if not self.settings.learns_given:
+            return []
+        benign = {id(p.example): p.example for p in prompts if p.stream == BENIGN}
+        return [Prompt(BENIGN, e, self._vlm.default_exit) for e in benign.values()]
 
     def _score(self, rollouts: Sequence[Rollout]) -> list[float]:
         """Standardised, limited scores; the lowest for answers without a word."""

@@ -4,7 +4,7 @@ A rollout keeps what the decoder was fed of its pictures, so the image encoder r
 picture and step, whatever exits the rollouts have and however often they are read again.
 
 An answer is read with the prompt exactly as it was sampled from: with the same temperature, and
-without the image placeholder, which the model is not allowed to say. So the first reading of an
+without what stands for a picture, which the model is not allowed to say. So the first reading of an
 answer by the policy that sampled it gives the probabilities that it was sampled with.
 
 Shapes: B = rollouts of a batch, C = columns that predict an answer token of any of them,
@@ -109,7 +109,12 @@ class ValueHead(nn.Linear):
 
 
 def sample_answers(
-    vlm: Vlm, prompts: Sequence[Prompt], settings: GenerationSettings, *, micro: int
+    vlm: Vlm,
+    prompts: Sequence[Prompt],
+    settings: GenerationSettings,
+    *,
+    micro: int,
+    asked: Sequence[Asked] | None = None,
 ) -> list[Rollout]:
     """Let the model answer prompts at their exits, whatever adapters are on.
 
@@ -120,12 +125,13 @@ def sample_answers(
         prompts: What is asked; one may come several times.
         settings: How to generate; above temperature 0 the seed decides, with the batches.
         micro: Most answers per batch.
+        asked: What `record_prompts` made of the prompts; None makes it now.
 
     Returns:
         One rollout per prompt, in order.
     """
     found: dict[int, Rollout] = {}
-    asked = _record(vlm, prompts, micro)
+    asked = record_prompts(vlm, prompts, micro=micro) if asked is None else asked
     for number, places in enumerate(_batches(prompts, micro)):
         rows = [asked[place] for place in places]
         encoded = _pad_left([row.encoded for row in rows], int(vlm.tokenizer.pad_token_id))
@@ -144,7 +150,12 @@ def sample_answers(
 
 
 def give_answers(
-    vlm: Vlm, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], *, micro: int
+    vlm: Vlm,
+    prompts: Sequence[Prompt],
+    answers: Sequence[Sequence[int]],
+    *,
+    micro: int,
+    asked: Sequence[Asked] | None = None,
 ) -> list[Rollout]:
     """Rollouts of answers that are given instead of sampled; as `sample_answers`.
 
@@ -153,10 +164,11 @@ def give_answers(
         prompts: What is asked.
         answers: Tokens of one answer each, from `tokenize_answer`.
         micro: Most prompts per batch.
+        asked: What `record_prompts` made of the prompts; None makes it now.
     """
     ends = set(vlm.eos_token_ids)
     found: list[Rollout] = []
-    asked = _record(vlm, prompts, micro)
+    asked = record_prompts(vlm, prompts, micro=micro) if asked is None else asked
     for prompt, given, answer in zip(prompts, asked, answers, strict=True):
         ids = tuple(answer)
         text = vlm.tokenizer.decode(ids, skip_special_tokens=True).strip()
@@ -174,22 +186,35 @@ def _batches(prompts: Sequence[Prompt], micro: int) -> Iterator[list[int]]:
             yield places[start : start + micro]
 
 
-class _Asked(NamedTuple):
-    """A prompt as the decoder gets it."""
+class Asked(NamedTuple):
+    """A prompt as the decoder gets it.
+
+    Attributes:
+        encoded: The prompt alone, without pixels.
+        images: What the decoder is fed of its pictures; one row.
+    """
 
     encoded: EncodedBatch
     images: ImageInputs
 
 
-def _record(vlm: Vlm, prompts: Sequence[Prompt], micro: int) -> list[_Asked]:
+def record_prompts(vlm: Vlm, prompts: Sequence[Prompt], *, micro: int) -> list[Asked]:
     """Every prompt without pixels, and what the decoder is fed in their place.
 
     An example may be asked at several exits, or several times at one. Its pictures go through
     the encoder once, however many batches the answers to it are sampled in.
+
+    Args:
+        vlm: The model, not at an exit.
+        prompts: What is asked; one may come several times.
+        micro: Most examples per run of the encoder.
+
+    Returns:
+        One per prompt, in order.
     """
     first = {id(prompt.example): prompt for prompt in prompts}
     distinct = list(first.values())
-    found: dict[int, _Asked] = {}
+    found: dict[int, Asked] = {}
     for chosen in _batches(distinct, micro):
         rows = {id(distinct[place].example): row for row, place in enumerate(chosen)}
         places = [i for i, prompt in enumerate(prompts) if id(prompt.example) in rows]
@@ -198,7 +223,7 @@ def _record(vlm: Vlm, prompts: Sequence[Prompt], micro: int) -> list[_Asked]:
         exits = [prompts[place].exit for place in places]
         images = record_image_inputs(vlm, encoded, exits, prompts=of_prompt)
         for row, place in enumerate(places):
-            found[place] = _Asked(_one(encoded, of_prompt[row]), images.take([row]))
+            found[place] = Asked(_one(encoded, of_prompt[row]), images.take([row]))
     return [found[place] for place in range(len(prompts))]
 
 
@@ -286,11 +311,11 @@ def read_answers(
         logits_BCV, labels_BC = answer_logits(vlm.model, batch)
     is_answer_BC = labels_BC != IGNORED
     logits_MV = widen(logits_BCV[is_answer_BC]) / temperature
-    image_token = vlm.image_token_id
-    # Some unembeddings do not know it.
-    if image_token is not None and image_token < logits_MV.shape[-1]:
-        unsaid = torch.tensor([image_token], device=logits_MV.device)
-        logits_MV = logits_MV.index_fill(1, unsaid, _NEVER)
+    # Some unembeddings do not know them.
+    unsaid = [number for number in vlm.picture_ids if number < logits_MV.shape[-1]]
+    if unsaid:
+        where = torch.tensor(unsaid, device=logits_MV.device)
+        logits_MV = logits_MV.index_fill(1, where, _NEVER)
     log_probs_M = logits_MV.log_softmax(-1).gather(-1, labels_BC[is_answer_BC][:, None])[:, 0]
     values_M: Tensor | None = None
     if value_head is not None:
