@@ -100,6 +100,7 @@ def test_vlmend_json_says_what_it_was_trained_on_and_what_it_cost(
     record = read_json(folder / "vlmend.json")
     assert record["kind"] == "layer-ppo"
     assert LayerPPOSettings.from_record(record["settings"]) == SETTINGS
+    assert "kl_estimator" not in record["settings"]
     assert record["exits"] == list(vlm.distinct_exits)
     assert record["reward"] == "letters"
     assert record["reward_scale"] == {"mean": 0.0, "deviation": 1.0}
@@ -345,6 +346,16 @@ def test_an_artifact_answers_as_what_was_trained(vlm: Vlm, shared: tuple[LayerPP
         with loaded.apply(vlm):
             assert says(vlm, exit_layer) == expected
         assert expected != base
+
+
+def test_settings_of_early_versions_are_read() -> None:
+    """They held an estimator of the divergence, which PPO's reward has no choice of any more."""
+    early = {**SETTINGS.record(), "kl_estimator": "k1"}
+    assert LayerPPOSettings.from_record(early) == SETTINGS
+    grpo = {**early, "algorithm": "grpo", "kl_estimator": "k3"}
+    assert LayerPPOSettings.from_record(grpo).algorithm == "grpo"
+    with pytest.raises(ConfigError, match=r"kl_estimator='k3' \(allowed: 'k1'\)"):
+        LayerPPOSettings.from_record({**early, "kl_estimator": "k3"})
 
 
 def test_an_adapter_for_each_exit_answers_at_its_own(

@@ -8,6 +8,7 @@ import ppo_equations as equations
 import pytest
 import torch
 from ppo_rollouts import GARBAGE, answers, log_probs, padded, ragged_mask
+from torch import Tensor
 
 from vlmend.errors import ConfigError
 from vlmend.testing import FLOAT32_NOISE, FLOAT64_NOISE, assert_close
@@ -67,6 +68,41 @@ def test_what_it_pulls_towards_as_a_loss(estimator: Estimator, goal: str) -> Non
         (expected,) = torch.autograd.grad(divergence, logits)
         assert float(expected.abs().max()) > 0.01
     assert found.tolist()[0] == pytest.approx(expected.tolist()[0], abs=1e-12)
+
+
+def pulls(log_q: Tensor, logits: Tensor) -> dict[str, Tensor]:
+    """Gradients at the logits: of both divergences, and of either estimate as a reward.
+
+    That of a reward is exact: every token, weighted by how often the policy samples it.
+    """
+    logits = logits.clone().requires_grad_()
+    log_p = logits.log_softmax(-1)
+    mask = torch.ones_like(log_p, dtype=torch.bool)
+    goals = {
+        "KL(p || ref)": (log_p.exp() * (log_p - log_q)).sum(),
+        "KL(ref || p)": (log_q.exp() * (log_q - log_p)).sum(),
+    }
+    for estimator in ESTIMATORS:
+        reward = token_kl(log_p.detach(), log_q, mask, estimator)
+        goals[estimator] = (log_p.exp().detach() * reward * log_p).sum()
+    return {
+        name: torch.autograd.grad(goal, logits, retain_graph=True)[0]
+        for name, goal in goals.items()
+    }
+
+
+@pytest.mark.parametrize("distance", [1e-3, 0.1, 2.0])
+def test_what_it_pulls_towards_as_a_reward(distance: float) -> None:
+    """k1 towards the reference; k3 cancels near it: its pull falls with the square."""
+    generator = torch.Generator().manual_seed(2)
+    other, step = torch.randn(2, 1, 5, generator=generator).double()
+    found = pulls(other.log_softmax(-1), other + distance * step)
+    goal, back = found["KL(p || ref)"], found["KL(ref || p)"]
+    assert float(goal.abs().max()) > 0.01 * distance
+    assert found["k1"].tolist()[0] == pytest.approx(goal.tolist()[0], rel=1e-9, abs=1e-15)
+    assert found["k3"].tolist()[0] == pytest.approx((goal - back).tolist()[0], rel=1e-6, abs=1e-15)
+    share = float(found["k3"].norm() / goal.norm())
+    assert share > 0.5 if distance == 2.0 else share < 2 * distance
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)

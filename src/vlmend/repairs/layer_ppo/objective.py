@@ -335,7 +335,7 @@ class LayerPPOObjective(Objective):
         settings = self.settings
         mask_BT = mask_of(found, self._vlm.device)
         old_BT, values_BT = pad(found, lambda e: e.old), pad(found, lambda e: e.values)
-        kl_BT = token_kl(old_BT, pad(found, lambda e: e.reference), mask_BT, settings.kl_estimator)
+        kl_BT = token_kl(old_BT, pad(found, lambda e: e.reference), mask_BT, "k1")
         scores_B = torch.tensor([e.score for e in found], device=mask_BT.device)
         rewards_BT = shape_rewards(scores_B, kl_BT, mask_BT, kl_coefficient=self.kl_coefficient)
         advantages_BT, returns_BT = gae(

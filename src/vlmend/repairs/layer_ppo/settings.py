@@ -15,7 +15,6 @@ from vlmend.training.records import read_settings
 
 Algorithm = Literal["ppo", "grpo", "sft"]
 Adapters = Literal["shared", "per-exit"]
-KlEstimator = Literal["k1", "k3"]
 KlControl = Literal["fixed", "adaptive"]
 Exits = Literal["random", "all"] | tuple[int, ...]
 
@@ -40,7 +39,6 @@ _OF_ONE_ALGORITHM = {
     "ppo": (
         *("gamma", "lam", "value_coefficient", "value_clip", "whiten_advantages"),
         "ptx_coefficient",
-        "kl_estimator",  # in GRPO's loss it is k3: k1 has no gradient to speak of
     ),
     "grpo": ("samples", "scale_advantages"),
 }
@@ -76,7 +74,6 @@ class LayerPPOSettings:
         ptx_coefficient: Weight of the likelihood of the given answers to benign prompts, at the
             default exit (PPO-ptx); above 0 all benign prompts need answers.
         kl_coefficient: Price of a nat between the policy and the model without the adapter.
-        kl_estimator: "k1" or "k3".
         kl_control: "fixed", or "adaptive": the price follows kl_target.
         kl_target: Nats per answer that an adaptive price aims at.
         kl_horizon: Answers over which an adaptive price adapts.
@@ -110,7 +107,6 @@ class LayerPPOSettings:
     entropy_coefficient: float = 0.0
     ptx_coefficient: float = 0.0
     kl_coefficient: float = 0.05
-    kl_estimator: KlEstimator = "k1"
     kl_control: KlControl = "fixed"
     kl_target: float = 6.0
     kl_horizon: float = 10_000.0
@@ -157,11 +153,21 @@ class LayerPPOSettings:
     def from_record(cls, record: dict[str, Any]) -> LayerPPOSettings:
         """The settings of a record.
 
+        Artifacts of early versions also hold `kl_estimator`, which is always k1 now.
+
         Raises:
-            ConfigError: A setting is unknown or out of range.
+            ConfigError: A setting is unknown or out of range; or PPO with another estimator.
             TypeError: A value of the wrong type.
         """
-        return read_settings(cls, record, "layer-ppo")
+        kept = {name: value for name, value in record.items() if name != "kl_estimator"}
+        settings = read_settings(cls, kept, "layer-ppo")
+        estimator = record.get("kl_estimator", "k1")
+        if settings.algorithm == "ppo" and estimator != "k1":
+            raise ConfigError(
+                f"trained with kl_estimator={estimator!r} (allowed: 'k1'): as a reward that does "
+                "not hold the policy at the reference. Train it again."
+            )
+        return settings
 
     def _ranges(self) -> dict[str, tuple[bool, str]]:
         return (
@@ -192,7 +198,6 @@ class LayerPPOSettings:
                     self.value_clip is None or 0 < self.value_clip < math.inf,
                     "above 0, or None for no limit",
                 ),
-                "kl_estimator": (self.kl_estimator in get_args(KlEstimator), "k1, k3"),
                 "kl_control": (self.kl_control in get_args(KlControl), "fixed, adaptive"),
             }
         )

@@ -5,9 +5,15 @@ With d_t = log p(y_t | x, y_<t) - log p_ref(y_t | x, y_<t) at a token that p sam
     k1_t = d_t                      unbiased, may be negative
     k3_t = exp(-d_t) - 1 + d_t      unbiased, never negative, varies less near the reference
 
-As a reward both have the gradient of KL(p || p_ref). As a loss neither has: tokens are sampled
-before, so that k1's gradient is 0 in expectation (it is no loss at all), and k3's is that of
-KL(p_ref || p).
+Where an estimate goes decides what it pulls towards, in expectation over tokens that p sampled:
+
+    as a reward, sum k grad log p:   k1: grad KL(p || p_ref)
+                                     k3: grad KL(p || p_ref) - grad KL(p_ref || p)
+    as a loss, sum grad k:           k1: 0
+                                     k3: grad KL(p_ref || p)
+
+Near the reference the two divergences are alike, so that k3 as a reward cancels and holds nothing
+back. So rewards (PPO's) are k1, and losses (GRPO's) k3.
 
 Reference:
     J. Schulman, "Approximating KL Divergence" (2020, joschu.net/blog/kl-approx.html); Ziegler
