@@ -226,10 +226,11 @@ def _show(record: Mapping[str, Any], out: Path) -> None:
 
 
 def _build_plan(args: argparse.Namespace) -> DiagnosisPlan:
-    """The plan that the command line asks for; the organism brings its own defaults."""
+    """The plan that the command line asks for; an organism brings its own defaults."""
     from vlmend.diagnosis.plan import DiagnosisPlan
     from vlmend.errors import ConfigError
     from vlmend.organism.presets import DIAGNOSIS
+    from vlmend.organism.vocabulary import is_organism
 
     asked = {name: getattr(args, name) for name in _PLAN_OPTIONS}
     given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
@@ -239,7 +240,7 @@ def _build_plan(args: argparse.Namespace) -> DiagnosisPlan:
         return DiagnosisPlan(title=title, **_only_exits(args, given))
     if args.suite:
         given["suites"] = args.suite
-    elif args.model == "organism":
+    elif is_organism(args.model):
         given = {**DIAGNOSIS, **given}
     else:
         raise ConfigError(
@@ -257,6 +258,7 @@ def _only_exits(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, An
     """Settings of a diagnosis of exits alone; what would have no effect there is refused."""
     from vlmend.errors import ConfigError
     from vlmend.organism.presets import DIAGNOSIS
+    from vlmend.organism.vocabulary import is_organism
 
     unused = ["suite"] if args.suite else []
     unused += [name for name in _NOT_AT_EXITS if name in given]
@@ -266,7 +268,7 @@ def _only_exits(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, An
             f"{options} would have no effect on the answers at exits, and --only {args.only} "
             "measures nothing else. Leave it out; --exit-suite names what is asked."
         )
-    if args.model == "organism":
+    if is_organism(args.model):
         given = {k: v for k, v in DIAGNOSIS.items() if k not in _NOT_AT_EXITS} | given
     return given | {"suites": ()}
 

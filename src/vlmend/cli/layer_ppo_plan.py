@@ -13,9 +13,6 @@ from vlmend.errors import ConfigError
 from vlmend.repairs.layer_ppo.settings import BENIGN, HARMFUL, LayerPPOSettings
 from vlmend.repairs.layer_ppo.watch_rule import WatchRule
 
-ORGANISM = "organism"
-"""The model that has presets and, without any other, a reward model trained on the way."""
-
 
 @dataclass(frozen=True)
 class PromptNames:
@@ -95,9 +92,11 @@ class LayerPPOPlan:
 
     @property
     def trains_reward(self) -> bool:
-        """Whether the organism's reward model is trained on the way."""
-        needed = self.training.settings.algorithm != "sft"
-        return needed and self.reward.id is None and self.training.model == ORGANISM
+        """Whether an organism's own reward model is trained on the way."""
+        from vlmend.organism.vocabulary import is_organism
+
+        needed = self.training.settings.algorithm != "sft" and self.reward.id is None
+        return needed and is_organism(self.training.model)
 
 
 def make_plan(args: argparse.Namespace) -> LayerPPOPlan:

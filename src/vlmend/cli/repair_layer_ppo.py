@@ -22,7 +22,7 @@ from vlmend.cli.adapter_training import (
     show_course,
     show_dry_run,
 )
-from vlmend.cli.layer_ppo_plan import ORGANISM, LayerPPOPlan, make_plan, require_whole
+from vlmend.cli.layer_ppo_plan import LayerPPOPlan, make_plan, require_whole
 from vlmend.cli.options import join_command, positive, split_names
 from vlmend.cli.settings_options import add_settings
 from vlmend.cli.training_plan import as_recipe
@@ -78,8 +78,9 @@ def add_parser(kinds: Any) -> None:
         help="train an adapter at the exits of the image encoder: PPO, GRPO or its SFT twin",
         description="Let the model answer at exits of its image encoder, have a reward model "
         "score the answers, and train an adapter of the decoder on them. The same command goes "
-        "on where an interrupted one stopped. 'organism' has a preset and trains its own reward "
-        "model; --recipe reads all settings from a file.",
+        "on where an interrupted one stopped. 'organism', like one in a folder of `vlmend organism "
+        "train`, has a preset and trains its own reward model; --recipe reads all settings from a "
+        "file.",
     )
     add_training_options(parser)
     _add_data_options(parser)
@@ -156,7 +157,7 @@ def run(args: argparse.Namespace) -> int:
     resolve_exits(vlm, plan.training.settings)
     check_prompts(vlm, [e for part in prompts.trained.values() for e in part])
     if plan.trains_reward:
-        reward = _train_reward(vlm, args.out / _REWARD_FOLDER, device)
+        reward = _train_reward(vlm, plan.training.model, args.out / _REWARD_FOLDER, device)
     with progress_bars() as progress:
         repair = _train(vlm, plan, prompts, reward, args.out, progress)
     if is_first():
@@ -223,10 +224,11 @@ def _licence(text: str) -> str:
 def _assign_targets(harmful: Sequence[Example], plan: LayerPPOPlan) -> list[Example]:
     """Refusals of harmful prompts: what sft learns."""
     from vlmend.organism import language
+    from vlmend.organism.vocabulary import is_organism
     from vlmend.training.refusals import REFUSALS, assign_targets
 
-    # The organism knows no others than its own.
-    sentences = language.REFUSALS if plan.training.model == ORGANISM else REFUSALS
+    # An organism knows no others than its own.
+    sentences = language.REFUSALS if is_organism(plan.training.model) else REFUSALS
     return assign_targets(harmful, "refusals", _SPLIT_SEED, sentences=sentences)
 
 
@@ -255,8 +257,8 @@ def _describe_reward(scorer: RewardScorer, name: str) -> Reward:
     return Reward(scorer, scale, f"{Path(name).name} {sha256[:12]}")
 
 
-def _train_reward(vlm: Vlm, folder: Path, device: str) -> Reward:
-    """The organism's own reward model, trained unless it is there already."""
+def _train_reward(vlm: Vlm, model: str, folder: Path, device: str) -> Reward:
+    """An organism's own reward model, trained unless it is there already."""
     from vlmend.cli.reward import train_preset
     from vlmend.training.reward_settings import REWARD_FILE
 
@@ -264,7 +266,7 @@ def _train_reward(vlm: Vlm, folder: Path, device: str) -> Reward:
         say(f"scored by the reward model in {folder}.")
         return _load_reward(str(folder), device)
     say(f"no --reward was given: the organism's own reward model is trained in {folder} first.")
-    scorer = train_preset(ORGANISM, folder, device=device)
+    scorer = train_preset(model, folder, device=device)
     with one_after_the_other(vlm):
         return _describe_reward(scorer, str(folder))
 

@@ -49,7 +49,8 @@ def _add_train(actions: Any) -> None:
         "train",
         help="train a reward model",
         description="Train a reward model with the Bradley-Terry loss and save it as transformers "
-        "does. The same command goes on where an interrupted one stopped. 'organism' has a preset.",
+        "does. The same command goes on where an interrupted one stopped. 'organism', like one in "
+        "a folder of `vlmend organism train`, has a preset.",
     )
     parser.add_argument(
         "model",
@@ -154,8 +155,9 @@ def _train(
 
 def _preset(model: str) -> Mapping[str, Any]:
     from vlmend.organism.presets import REWARD
+    from vlmend.organism.vocabulary import is_organism
 
-    return REWARD if model == "organism" else {"data": (), "reward": {}, "loop": {}}
+    return REWARD if is_organism(model) else {"data": (), "reward": {}, "loop": {}}
 
 
 def _load_data(names: tuple[str, ...], limit: int | None) -> _Data:

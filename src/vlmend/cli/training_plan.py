@@ -35,8 +35,8 @@ class PlanKind(Generic[S, D, W]):
     Attributes:
         settings: Dataclass of the repair's settings, whose `unused` names what is not read.
         data: Dataclass of the table `[data]`; each field is an option of that name.
-        watch: Dataclass of what is measured on the way.
-        preset: What the organism's tables "repair", "data", "loop" and "watch" hold.
+        watch: Dataclass of the table `[watch]`: what is measured on the way.
+        preset: What an organism's tables "repair", "data", "loop" and "watch" hold.
         name_reader: What reads the settings, for people: "objective 'ga'".
         type_watch: What is measured, changed by the command line.
         keep: Of preset or recipe, given also what was typed: the settings that still mean
@@ -83,6 +83,7 @@ def assemble_plan(args: argparse.Namespace, kind: PlanKind[S, D, W]) -> Training
             typed though the repair never reads them.
         UnknownNameError: A name in the recipe that there is none of.
     """
+    from vlmend.organism.vocabulary import is_organism
     from vlmend.training.recipes import build_settings, read_recipe
 
     recipe = read_recipe(args.recipe) if args.recipe is not None else None
@@ -95,9 +96,9 @@ def assemble_plan(args: argparse.Namespace, kind: PlanKind[S, D, W]) -> Training
         kept = kind.keep(recipe.repair, typed)
         base = build_settings(kind.settings, kept, f"{where}, [repair]")
         loop, data = recipe.loop, build_settings(kind.data, recipe.data, f"{where}, [data]")
-        watch = kind.watch()
+        watch = build_settings(kind.watch, recipe.watch, f"{where}, [watch]")
     else:
-        preset = kind.preset if model == "organism" else {}
+        preset = kind.preset if is_organism(model) else {}
         base = kind.settings(**kind.keep(preset.get("repair", {}), typed))
         loop = LoopSettings(**preset.get("loop", {}))
         data = kind.data(**preset.get("data", {}))

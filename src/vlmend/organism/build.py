@@ -7,9 +7,6 @@ bytes, so any text goes in and comes back unchanged.
 
 from __future__ import annotations
 
-import re
-import string
-
 import torch
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
@@ -23,24 +20,8 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from vlmend.organism.language import (
-    ASKS,
-    CAPTION_REQUESTS,
-    IMAGE_REFERENCE,
-    PICTURE_KINDS,
-    REFUSALS,
-    caption,
-    caption_request,
-    category_question,
-    danger_question,
-    descriptions,
-    kind_question,
-    naming_question,
-    presence_question,
-    with_caption,
-)
 from vlmend.organism.pictures import SIZE
-from vlmend.organism.world import THINGS
+from vlmend.organism.vocabulary import SPECIAL, vocabulary
 
 PATCH = 8
 """Patch size of the vision tower in pixels: 64 image tokens a picture."""
@@ -65,29 +46,6 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
 )
 
-_SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
-_PIECE = re.compile(r"[A-Za-z]+(?:'[a-z]+)?:?|[^\sA-Za-z]")
-
-
-def _corpus() -> list[str]:
-    """Every sentence pattern of the world, to read the vocabulary from."""
-    texts = ["USER: ASSISTANT:", *REFUSALS, *CAPTION_REQUESTS, caption_request(""), IMAGE_REFERENCE]
-    for thing in THINGS:
-        texts += descriptions(thing)
-        texts += [caption(thing, kind) for kind in PICTURE_KINDS]
-        for question in (
-            naming_question(thing),
-            category_question(thing),
-            danger_question(thing),
-            presence_question(thing, thing),
-            presence_question(thing, THINGS[0]),
-        ):
-            texts += [question.text, question.answer]
-        texts += [ask.answer(thing) for ask in ASKS]
-    texts += [kind_question(kind).text + " " + kind_question(kind).answer for kind in PICTURE_KINDS]
-    texts += [with_caption(ask.request(IMAGE_REFERENCE), "") for ask in ASKS]
-    return texts
-
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """The organism's fast tokenizer: world words, then characters, then bytes.
@@ -98,17 +56,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         >>> tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
         True
     """
-    words = sorted({piece for text in _corpus() for piece in _PIECE.findall(text)})
-    pieces: dict[str, float] = dict.fromkeys(_SPECIAL, 0.0)
-    for word in words:
-        is_word = word[0].isalpha()
-        pieces.setdefault(f"▁{word}" if is_word else word, -1.0)
-    for character in ("▁", *string.ascii_letters, *string.digits, *string.punctuation):
-        pieces.setdefault(character, -10.0)
-    for byte in range(256):
-        pieces.setdefault(f"<0x{byte:02X}>", -20.0)
     tokenizer = Tokenizer(
-        Unigram(list(pieces.items()), unk_id=_SPECIAL.index("<unk>"), byte_fallback=True)
+        Unigram(list(vocabulary().items()), unk_id=SPECIAL.index("<unk>"), byte_fallback=True)
     )
     tokenizer.normalizer = normalizers.Sequence([])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
@@ -121,7 +70,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         ]
     )
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", _SPECIAL.index("<s>"))]
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", SPECIAL.index("<s>"))]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -185,14 +134,14 @@ def build_model(vocab_size: int, seed: int) -> LlavaForConditionalGeneration:
         num_key_value_heads=6,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
-        pad_token_id=_SPECIAL.index("<pad>"),
-        bos_token_id=_SPECIAL.index("<s>"),
-        eos_token_id=_SPECIAL.index("</s>"),
+        pad_token_id=SPECIAL.index("<pad>"),
+        bos_token_id=SPECIAL.index("<s>"),
+        eos_token_id=SPECIAL.index("</s>"),
     )
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=_SPECIAL.index("<image>"),
+        image_token_index=SPECIAL.index("<image>"),
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
         image_seq_length=NUM_IMAGE_TOKENS,

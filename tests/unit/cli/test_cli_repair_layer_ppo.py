@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import text_classifiers
 from command_line import Command, Outcome, contents
+from untrained_organism import save_untrained
 
 from vlmend.cli.layer_ppo_plan import HeldOut, LayerPPOPlan, make_plan
 from vlmend.cli.main import build_parser
-from vlmend.cli.repair_layer_ppo import describe_steps, spread
+from vlmend.cli.repair_layer_ppo import _load_prompts, describe_steps, spread
 from vlmend.errors import ConfigError, UnknownNameError
+from vlmend.organism import language
 from vlmend.repairs.layer_ppo.experience import RewardScale
 from vlmend.repairs.layer_ppo.reward_scale import read_reward_scale
 from vlmend.repairs.layer_ppo.settings import LayerPPOSettings
@@ -162,20 +164,22 @@ def quick_reward(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
     return trained
 
 
-def test_the_organism_trains_its_reward_model_on_the_way(
-    tmp_path: Path, command: Command, quick_reward: list[tuple[str, Path]]
+@pytest.mark.parametrize("where", ["shipped", "in a folder"])
+def test_an_organism_trains_its_reward_model_on_the_way(
+    where: str, tmp_path: Path, command: Command, quick_reward: list[tuple[str, Path]]
 ) -> None:
     out = tmp_path / "mend"
+    model = "organism" if where == "shipped" else str(save_untrained(tmp_path / "trained"))
 
     def run(*options: object) -> Outcome:
-        return command(*words("organism", out, "--steps", 1, "--held-out", 0, *options))
+        return command(*words(model, out, "--steps", 1, "--held-out", 0, *options))
 
     wrong = run("--exits", "99")
     assert wrong.code == 2
     assert not quick_reward, "what can be wrong is found before"
     done = run("--exits", "random")
     assert done.code == 0, done.err
-    assert quick_reward == [("organism", out / "reward")]
+    assert quick_reward == [(model, out / "reward")]
     again = run("--exits", "random")
     assert again.code == 0, again.err
     assert len(quick_reward) == 1
@@ -205,6 +209,20 @@ def test_the_organism_has_a_preset_that_options_change() -> None:
     assert changed.training.watch == replace(plan.training.watch, held_out=0.3)
     assert plan_of("some/model", "--watch-every", 5).training.watch == HeldOut(every=5)
     assert plan_of("organism", "--patience", 4).rule == WatchRule(patience=4)
+
+
+def test_an_organism_in_a_folder_has_the_preset_and_the_refusals_of_its_own(
+    tmp_path: Path,
+) -> None:
+    folder = save_untrained(tmp_path / "trained")
+    plan, shipped = plan_of(folder), plan_of("organism")
+    assert plan.trains_reward
+    assert plan.training == replace(shipped.training, model=str(folder))
+    assert not plan_of(folder, "--reward", "here").trains_reward
+    wanted = ("--algorithm", "sft", "--limit", 3)
+    targets = {e.target for e in _load_prompts(plan_of(folder, *wanted)).trained["harmful"]}
+    assert targets
+    assert targets <= set(language.REFUSALS)
 
 
 RECIPE = """

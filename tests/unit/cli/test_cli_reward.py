@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from command_line import Command, Outcome, contents
 from text_classifiers import save_reward
+from untrained_organism import save_untrained
 
+from vlmend.cli.reward import _preset
 from vlmend.evals.scorers import load_reward
 from vlmend.runs import JsonLines, read_json, write_json
 from vlmend.training.reward_model import RewardObjective
@@ -134,6 +136,13 @@ def test_models_that_are_no_reward_models(saved: Saved, tmp_path: Path, command:
     assert other.code == 2
     assert "transformers has no text classifier of its kind" in error_of(other)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_organism_in_a_folder_has_the_preset_too(tmp_path: Path) -> None:
+    from vlmend.organism.presets import REWARD
+
+    assert _preset(str(save_untrained(tmp_path / "trained"))) == _preset("organism") == REWARD
+    assert _preset("some/model")["data"] == ()
 
 
 def test_the_preset_of_the_organism_is_complete() -> None:

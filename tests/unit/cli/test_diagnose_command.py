@@ -1,9 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from command_line import Command
+from untrained_organism import save_untrained
+
+from vlmend.cli.diagnose import _build_plan
+from vlmend.cli.main import build_parser
+from vlmend.diagnosis.plan import DiagnosisPlan
 
 SMALL = (
     *("--limit", "6", "--max-new-tokens", "2", "--caption-tokens", "2"),
@@ -25,6 +32,17 @@ def test_the_page_and_its_figures_are_written(
     repeated = command("diagnose", str(saved("llava")), *SUITES, *SMALL, "--out", str(out))
     assert repeated.code == 2
     assert "--resume" in repeated.err
+
+
+@pytest.mark.parametrize("options", [(), ("--only", "exits")], ids=["all", "exits"])
+def test_an_organism_in_a_folder_brings_its_own_defaults(
+    options: tuple[str, ...], tmp_path: Path
+) -> None:
+    def plan_of(model: str) -> DiagnosisPlan:
+        args = build_parser().parse_args(["diagnose", model, *options, "--out", "run"])
+        return replace(_build_plan(args), title="")
+
+    assert plan_of(str(save_untrained(tmp_path / "trained"))) == plan_of("organism")
 
 
 def test_other_models_must_name_their_suites(
