@@ -73,6 +73,53 @@ def test_layers_in_the_wrong_order() -> None:
     assert "an edit changes its layer and later ones alone" in failed
 
 
+HANDOVER = "each layer is given what the one before it returned"
+PIXELS = "other pixels change the columns of pictures alone"
+
+
+def test_a_layer_that_returns_what_it_is_given() -> None:
+    vlm = tiny_vlm("llava")
+    layer: Any = vlm.decoder_layers[2]
+    with torch.no_grad():
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
+    assert failed_clauses(vlm, images=False) == {HANDOVER}
+
+
+def test_pictures_added_behind_layers_that_the_map_does_not_name() -> None:
+    vlm = tiny_vlm("qwen3_vl")
+    vlm.spec = replace(vlm.spec, changed_after=(0,))
+    assert failed_clauses(vlm) == {HANDOVER}
+    assert not failed_clauses(vlm, images=False)
+
+
+def test_the_token_of_a_picture_mistaken_for_another_one() -> None:
+    vlm = tiny_vlm("llava")
+    vlm.picture_ids = (vlm.tokenizer.bos_token_id,)
+    assert failed_clauses(vlm) == {PIXELS}
+
+
+def test_a_picture_with_columns_that_never_change() -> None:
+    vlm = tiny_vlm("llava_next")
+    vlm.spec = replace(vlm.spec, picture_columns="all")
+    assert failed_clauses(vlm) == {PIXELS}
+
+
+def test_pictures_that_are_not_seen() -> None:
+    vlm = tiny_vlm("mllama")
+
+    def show_nothing(_module: Any, args: Any, kwargs: Any) -> Any:
+        states = kwargs["cross_attention_states"]
+        if states is None:  # behind a cache
+            return None
+        return args, {**kwargs, "cross_attention_states": torch.ones_like(states)}
+
+    handle = vlm.decoder.register_forward_pre_hook(show_nothing, with_kwargs=True)
+    assert PIXELS in failed_clauses(vlm)
+    handle.remove()
+    assert not failed_clauses(vlm)
+
+
 def test_undeclared_image_only_layers() -> None:
     vlm = tiny_vlm("mllama")
     vlm.image_only_layers = frozenset()

@@ -45,9 +45,12 @@ from vlmend.types import user
 
 VISION_BLOCKS = 7
 DECODER_LAYERS = 4
+MANY_LAYERS = 12
+"""Enough for the contract to edit some of them only."""
 
 DISTINCT = "layers and blocks are modules of their own"
 CAUSAL = "an edit changes its layer and later ones alone"
+HANDOVER = "each layer is given what the one before it returned"
 LIVE = "every vision block changes what comes after"
 IN_ORDER = "an exit runs no block that it skips"
 
@@ -197,14 +200,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def build_unseen() -> tuple[Unseen, Any]:
+def build_unseen(decoder_layers: int = DECODER_LAYERS) -> tuple[Unseen, Any]:
     """The model and a genuine processor, of a family that hands pictures over the same way."""
     torch.manual_seed(0)
     _, processor = importlib.import_module(TINY_FAMILIES["llava"]).BUILDERS["llava"]()
     vision = siglip_config()
     vision.num_hidden_layers = VISION_BLOCKS
     text = llama_config(len(processor.tokenizer))
-    text.num_hidden_layers = DECODER_LAYERS
+    text.num_hidden_layers = decoder_layers
     for part in (text, vision):
         part._attn_implementation = "sdpa"  # parts that are built alone have none
     tokens = {
@@ -250,24 +253,43 @@ def share_a_layer(model: Unseen) -> None:
 
 
 def disorder_the_layers(model: Unseen) -> None:
-    model.eyes.run.order = [0, 2, 1, 3]
+    order = model.eyes.run.order
+    first = len(order) // 4
+    order[first], order[first + 1] = first + 1, first
 
 
 def bypass_a_layer(model: Unseen) -> None:
-    model.eyes.run.dead = 1
+    model.eyes.run.dead = len(model.eyes.vision_blocks) // 4
 
 
-BROKEN_DECODERS: dict[str, tuple[Callable[[Unseen], None], str, str]] = {
-    "shared": (share_a_layer, DISTINCT, "decoder layer 2 is the same module as another one"),
-    "disordered": (disorder_the_layers, CAUSAL, "an edit at layer 1 moved layers [1, 3]"),
-    "dead": (bypass_a_layer, CAUSAL, "an edit at layer 1 moved layers [1]"),
-}
+BROKEN_DECODERS: dict[tuple[str, int], tuple[Callable[[Unseen], None], str, str]] = {
+    ("shared", DECODER_LAYERS): (
+        share_a_layer, DISTINCT, "decoder layer 2 is the same module as another one",
+    ),
+    ("shared", MANY_LAYERS): (
+        share_a_layer, DISTINCT, "decoder layer 2 is the same module as another one",
+    ),
+    ("disordered", DECODER_LAYERS): (
+        disorder_the_layers, CAUSAL, "an edit at layer 1 moved layers [1, 3]",
+    ),
+    ("disordered", MANY_LAYERS): (
+        disorder_the_layers, HANDOVER, "layer 3 runs behind layer 4",
+    ),
+    ("dead", DECODER_LAYERS): (
+        bypass_a_layer, CAUSAL, "an edit at layer 1 moved layers [1]",
+    ),
+    ("dead", MANY_LAYERS): (
+        bypass_a_layer, HANDOVER, "layer 4 is not given what layer 3 returned",
+    ),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", BROKEN_DECODERS)
-def test_a_broken_decoder_is_refused_with_the_clause_it_breaks(kind: str, cache: Path) -> None:
-    damage, clause, evidence = BROKEN_DECODERS[kind]
-    model, processor = build_unseen()
+@pytest.mark.parametrize(("kind", "layers"), BROKEN_DECODERS)
+def test_a_broken_decoder_is_refused_with_the_clause_it_breaks(
+    kind: str, layers: int, cache: Path
+) -> None:
+    damage, clause, evidence = BROKEN_DECODERS[kind, layers]
+    model, processor = build_unseen(layers)
     damage(model)
     with pytest.raises(ModelError) as caught:
         prove(model, processor)

@@ -34,8 +34,8 @@ def require_contract(family: str, dtype: torch.dtype, *, images: bool, use_cache
     results = run_contract(vlm, images=images, use_cache=use_cache)
     failed = [f"{result.clause}: {result.evidence}" for result in results if not result.passed]
     assert not failed, "\n".join(failed)
-    # 6 clauses without running, 8 that run the model, 4 more about exits.
-    assert len(results) == (18 if images and vlm.vision_stacks else 14)
+    # 6 clauses without running, 9 that run the model, 1 about pictures, 4 about exits.
+    assert len(results) == (20 if images and vlm.vision_stacks else 15 + images)
 
 
 def test_every_registered_family_is_tested() -> None:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from vlmend.errors import ConfigError, ModelError
 from vlmend.hooks.edit import edit_layers
 from vlmend.hooks.exits import VisionReplay, exit_vision_at
+from vlmend.hooks.layer_inputs import check_handover, check_picture_columns
 from vlmend.hooks.positions import POSITIONS
 from vlmend.hooks.record import record_layers, recording
 from vlmend.hooks.tolerances import bar_alike, noise_of, relative_difference
@@ -39,7 +40,8 @@ EDIT_SIZE = 3.0
 """Norm of the test edit in units of the state's own norm: large enough for bfloat16 to see."""
 
 MAX_PROBED_LAYERS = 8
-"""Models with more layers are probed at first, middle and last, to stay within minutes."""
+"""Models with more layers are edited at first, middle and last alone, to stay within minutes; that
+each layer in between is read by the next one and does something is proven by what it is given."""
 
 Finding = tuple[bool, str]
 
@@ -112,6 +114,7 @@ def run_contract(
     clauses: list[tuple[str, Callable[[_Case], Finding]]] = [
         ("recording returns the layers that run", _check_recorded_layers),
         ("recordings have the right shape and dtype", _check_shapes),
+        ("each layer is given what the one before it returned", _check_handover),
         ("the last layer, normed and unembedded, gives the logits", _check_logits),
         ("an edit changes its layer and later ones alone", _check_causality),
         ("a zero edit is bit-identical", _check_zero_edit),
@@ -119,6 +122,8 @@ def run_contract(
         ("no hook is left behind", _check_hooks_removed),
         ("a left-padded batch equals one by one", _check_padding),
     ]
+    if case.encoded.num_images:
+        clauses.append(("other pixels change the columns of pictures alone", _check_pixels))
     if case.encoded.num_images and vlm.vision_stacks:
         clauses += [
             ("the exit at the last block equals no exit", _check_last_exit),
@@ -175,6 +180,14 @@ def _check_shapes(case: _Case) -> Finding:
     )
     shapes = {tuple(state.shape) for state in last.values()}
     return good, f"prompt_last {shapes}, prompt {(batch, columns, width)}, {case.vlm.dtype}"
+
+
+def _check_handover(case: _Case) -> Finding:
+    return check_handover(case.vlm, case.encoded)
+
+
+def _check_pixels(case: _Case) -> Finding:
+    return check_picture_columns(case.vlm, case.encoded)
 
 
 def _check_logits(case: _Case) -> Finding:

@@ -246,7 +246,7 @@ class _Feed:
         self._inserts_later = vlm.inserter is not None
         self._decoding = False
         self._ids = input_ids
-        self._is_image = _is_picture(vlm, input_ids)  # (B, S)
+        self._is_image = is_picture(vlm, input_ids)  # (B, S)
         self._seen: Tensor | None = None
         _check_fits(inputs, self._is_image)
         tokens = [item for item in inputs.tokens if item is not None]
@@ -385,7 +385,7 @@ def _read_prompt(
     if carrier != EMBEDDINGS and given.shape[0] % encoded.batch_size == 0:
         # A copy: a part of the whole would keep all of it in memory.
         return given.unflatten(0, (encoded.batch_size, -1))[prompt].clone()
-    is_image = _is_picture(vlm, encoded.inputs["input_ids"])
+    is_image = is_picture(vlm, encoded.inputs["input_ids"])
     if carrier == EMBEDDINGS and bool(is_image[prompt].any()):
         return given[prompt, is_image[prompt].to(given.device)]
     raise ModelError(
@@ -400,7 +400,7 @@ def _read_deep(
 ) -> tuple[Tensor, ...]:
     """(T_b, D) per layer: what a prompt gets of its pictures behind the first layers."""
     layers: list[Tensor] = call.get(DEEP_TOKENS) or []
-    is_image = _is_picture(vlm, encoded.inputs["input_ids"]).cpu()
+    is_image = is_picture(vlm, encoded.inputs["input_ids"]).cpu()
     columns: Tensor | None = call.get(DEEP_COLUMNS)
     total = int(is_image.sum())
     if layers and (
@@ -418,7 +418,7 @@ def _read_deep(
     return tuple(layer[start:end].clone() for layer in layers)
 
 
-def _is_picture(vlm: Vlm, ids: Tensor) -> Tensor:
+def is_picture(vlm: Vlm, ids: Tensor) -> Tensor:
     """Where a picture stands; nowhere, where a family has no id for that."""
     return torch.isin(ids, torch.tensor(vlm.picture_ids, dtype=ids.dtype, device=ids.device))
 

@@ -17,6 +17,7 @@ from torch import nn
 from vlmend.errors import ModelError, VlmendError
 from vlmend.hooks.contract import default_conversations, run_contract
 from vlmend.hooks.exits import exit_vision_at
+from vlmend.hooks.layer_inputs import measure_changes, measure_picture_columns
 from vlmend.hooks.record import recording
 from vlmend.hooks.tolerances import bar_alike, relative_difference
 from vlmend.hooks.trace import trace_pass
@@ -25,7 +26,7 @@ from vlmend.models.discover import Evidence, propose_spec
 from vlmend.models.encode import encode_conversations
 from vlmend.models.placement import main_device
 from vlmend.models.proven import recall_spec, remember_spec
-from vlmend.models.spec import PROMPT_FIELDS, FamilySpec
+from vlmend.models.spec import PROMPT_FIELDS, FamilySpec, format_layers
 from vlmend.models.vlm import Vlm
 
 _FAILURES = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError)
@@ -56,6 +57,7 @@ def prove_spec(
     if hints is not None:
         spec = replace(spec, **{name: getattr(hints, name) for name in PROMPT_FIELDS})
     spec = _measure_logits(model, processor, name, spec)
+    spec = _measure_pictures(model, processor, name, spec)
     spec, results = _prove(model, processor, name, spec)
     remember_spec(model.config, spec, results)
     return spec
@@ -165,6 +167,28 @@ def _measure_logits(model: Any, processor: Any, name: str, spec: FamilySpec) -> 
         own = bar_alike(own.float(), logits)
         found.append((relative_difference(own, logits), candidate))
     return min(found, key=lambda pair: pair[0])[1]
+
+
+def _measure_pictures(model: Any, processor: Any, name: str, spec: FamilySpec) -> FamilySpec:
+    """The map that says where pictures enter the decoder; that nothing else does, is proven."""
+    vlm = Vlm(model, processor, name=name, spec=spec)
+    try:
+        encoded = vlm.encode(default_conversations(images=True))
+        columns = measure_picture_columns(vlm, encoded)
+        changed = measure_changes(vlm, encoded)
+    except VlmendError:  # the contract says what does not hold
+        return spec
+    note = (
+        f"What decoder layer(s) {format_layers(changed)} return is changed by the model before the "
+        "next layer reads it, in prompts with a picture; recordings hold it as it was returned, "
+        "and edits come before the change."
+    )
+    return replace(
+        spec,
+        picture_columns=columns or spec.picture_columns,
+        changed_after=changed,
+        notes=(*spec.notes, *([note] if changed else [])),
+    )
 
 
 def _measure_exit(model: Any, processor: Any, name: str, spec: FamilySpec) -> FamilySpec | str:

@@ -21,11 +21,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, cast
 
 from vlmend.errors import ModelError
-from vlmend.models.spec import FamilySpec, format_layers
+from vlmend.models.spec import FamilySpec
 
 Shape = tuple[int, ...]
 
@@ -130,7 +129,6 @@ def propose_spec(evidence: Evidence) -> FamilySpec:
         image_only_layers=image_only or None,
         no_exits="" if vision else "no list of modules runs only with a picture and keeps shapes",
         tuple_blocks=any(call.as_tuple for stack in vision for call in stack.members),
-        notes=_notes(decoder),
     )
 
 
@@ -177,25 +175,6 @@ def _find_decoder(evidence: Evidence, stacks: Sequence[_Stack]) -> _Stack:
         )
     # The one that ends last: what is unembedded comes from it.
     return max(found, key=lambda stack: max(stack.starts))
-
-
-def _notes(decoder: _Stack) -> tuple[str, ...]:
-    """Where a layer is not given what the one before it returned, with a picture (DeepStack)."""
-    changed = [
-        number
-        for number, (before, after) in enumerate(pairwise(decoder.calls))
-        if before is not None
-        and after is not None
-        and after.in_shape == after.out_shape
-        and not f"{after.given_by}.".startswith(f"{before.path}.")
-    ]
-    if not changed:
-        return ()
-    return (
-        f"What decoder layer(s) {format_layers(changed)} return is changed by the model before the "
-        "next layer reads it, in prompts with a picture; recordings hold it as it was returned, "
-        "and edits come before the change.",
-    )
 
 
 def _find_norm(evidence: Evidence, decoder: _Stack) -> str:

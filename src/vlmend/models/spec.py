@@ -17,9 +17,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from vlmend.errors import ConfigError, ModelError
+
+PictureColumns = Literal["all", "some", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,11 @@ class FamilySpec:
             what they are padded with in a batch.
         inserter: Module path of what puts pictures among the embedded words, where the decoder
             does that itself; None where it is given them.
+        picture_columns: Which columns of a picture change with what it shows: "all" of them;
+            "some", where others hold the ends of rows of patches, or codes of a quantiser, which
+            may be the same; "none", where the layers look at pictures by cross-attention.
+        changed_after: Decoder layers whose output the model changes at the columns of pictures
+            before the next layer reads it (DeepStack).
         notes: Quirks worth knowing, one sentence each.
     """
 
@@ -103,6 +110,8 @@ class FamilySpec:
     renamed_inputs: tuple[tuple[str, str], ...] = ()
     pictures_alone: bool = False
     inserter: str | None = None
+    picture_columns: PictureColumns = "all"
+    changed_after: tuple[int, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:

@@ -42,7 +42,7 @@ def test_everything_as_json_with_a_repair(saved: Saved, command: Command, tmp_pa
     assert {"python", "torch", "transformers", "vlmend"} <= set(facts["versions"])
     assert {row["check"] for row in facts["checks"]} == CHECKS | {"repair"}
     assert {row["on"] for row in facts["contract"]} == {"with a picture", "words alone"}
-    assert len(facts["contract"]) == 18 + 14
+    assert len(facts["contract"]) == 20 + 15
 
 
 @pytest.mark.usefixtures("quick")

@@ -31,6 +31,7 @@ SPEC = FamilySpec(
         "{% if not loop.last %}{{ '<reserved08706>' }}{% endif %}"
         "{% endfor %}"
     ),
+    picture_columns="some",
     notes=(
         "Tokens of pictures are barred from answers: the model sets their logits to the lowest "
         "number there is. `Vlm.unembed` does not, so perplexities count them as possible words.",

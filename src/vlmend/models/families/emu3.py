@@ -23,6 +23,7 @@ SPEC = FamilySpec(
         "is no stack of blocks that keep their shape"
     ),
     pictures_alone=True,
+    picture_columns="some",
     notes=(
         "The quantiser normalises over a whole picture, padding included, so pictures are encoded "
         "one at a time: in a padded batch their tokens would depend on their neighbours' sizes.",

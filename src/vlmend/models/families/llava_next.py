@@ -21,6 +21,7 @@ SPEC = FamilySpec(
     decoder_layer_count="text_config.num_hidden_layers",
     vision_block_counts=("vision_config.num_hidden_layers",),
     feature_layers="vision_feature_layer",
+    picture_columns="some",
     notes=(
         "All tiles of all images of a batch pass the encoder as one batch.",
         "The projector reads the hidden state before the last block (-2), as in LLaVA.",

@@ -22,6 +22,7 @@ SPEC = FamilySpec(
     decoder_layer_count="text_config.num_hidden_layers",
     vision_block_counts=("vision_config.num_hidden_layers", "vision_config.num_global_layers"),
     image_only_layers="text_config.cross_attention_layers",
+    picture_columns="none",
     notes=(
         "Local blocks, a norm, then global blocks; the output is the global output "
         "concatenated with some local states (config: intermediate_layers_indices).",

@@ -21,6 +21,7 @@ SPEC = FamilySpec(
     vision_block_counts=("vision_config.num_hidden_layers",),
     feature_layers="vision_config.feature_layer",
     inserter="model.embed_tokens_extend",
+    picture_columns="some",
     notes=(
         "The published models were trained to see through LoRA weights that lie in a folder of "
         "their own (vision-lora). What is loaded from the main folder sees without them.",
