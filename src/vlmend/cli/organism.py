@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from vlmend.cli.options import MODEL_HELP, open_model
+from vlmend.cli.options import MODEL_HELP, open_model, refuse_foreign_folder
 
 
 def add_parser(commands: Any) -> None:
@@ -100,15 +100,11 @@ def run_train(args: argparse.Namespace) -> int:
     """Run `vlmend organism train`."""
     from dataclasses import replace
 
-    import torch
-
     from vlmend.cli.console import console, progress_bars, quiet_libraries
     from vlmend.organism.train import Recipe, train
 
+    refuse_foreign_folder(args.out, "stages", "organism")
     quiet_libraries()
-    device = args.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     recipe = Recipe(seed=args.seed, tune_vision=args.tune_vision)
     if args.picture_refusals is not None:
         recipe = replace(recipe, picture_refusals=args.picture_refusals)
@@ -117,7 +113,7 @@ def run_train(args: argparse.Namespace) -> int:
             recipe,
             args.out,
             stages=args.stages,
-            device=device,
+            device=args.device,
             report=lambda stage, step, steps, _loss: progress(f"stage {stage}", step, steps),
         )
     console.print(f"organism: {folder}", highlight=False, soft_wrap=True)

@@ -98,7 +98,7 @@ def load_vlm(
     spread = device == SPREAD
     if not spread and (max_memory is not None or offload_folder is not None):
         raise ConfigError("max_memory and offload_folder are for device 'spread' only.")
-    target = None if spread else _resolve_device(device)
+    target = None if spread else resolve_device(device)
     if dtype not in _DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}. Allowed: {', '.join(_DTYPES)}.")
     source = _resolve_alias(name)
@@ -157,7 +157,7 @@ def load_sequence_classifier(name_or_path: str | Path, *, device: str = "cpu") -
         ConfigError: Unknown device.
     """
     name = str(Path(name_or_path).expanduser())
-    target = _resolve_device(device)
+    target = resolve_device(device)
     _check_location(name)
     model, info, tokenizer = _load_classifier(name)
     _require_complete(name, info)
@@ -186,7 +186,7 @@ def load_classifier_base(
         ConfigError: Unknown device.
     """
     name = _resolve_alias(str(Path(name_or_path).expanduser()))
-    target = _resolve_device(device)
+    target = resolve_device(device)
     _check_location(name)
     config = _read_config(name)
     if config.model_type in FAMILIES:
@@ -282,7 +282,7 @@ def _load_judge(
 ) -> tuple[Any, Any]:
     """A model for judging with what prepares its input."""
     name = str(Path(name_or_path).expanduser())
-    target = _resolve_device(device)
+    target = resolve_device(device)
     if not (Path(name) / "adapter_config.json").is_file():
         _check_location(name)
     try:
@@ -346,7 +346,8 @@ def _resolve_alias(name: str) -> str:
     return str(importlib.import_module(ALIASES[name]).weights_folder())
 
 
-def _resolve_device(device: str) -> torch.device:
+def resolve_device(device: str) -> torch.device:
+    """The device of a name, "auto" being a GPU where there is one; ConfigError for no device."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -13,6 +13,7 @@ from torch import Tensor
 from vlmend.organism.language import PICTURE_KINDS
 from vlmend.organism.pictures import draw_picture
 from vlmend.organism.world import THINGS
+from vlmend.runs import replacing
 
 PICTURES_PER_CELL = 64
 """Pictures drawn per (thing, kind) for training; 192 x 3 x 64 = 36,864 in all."""
@@ -42,8 +43,9 @@ class PicturePool:
             picture = draw_picture(THINGS[thing], PICTURE_KINDS[kind], -1 - copy - 1000 * seed)
             self.pixels[index] = np.asarray(picture.image)
             self.letters[index] = picture.letters.reshape(-1)
-        np.save(pixels_file, self.pixels)
-        np.save(letters_file, self.letters)
+        for file, drawn in ((pixels_file, self.pixels), (letters_file, self.letters)):
+            with replacing(file) as temporary, temporary.open("wb") as stream:
+                np.save(stream, drawn)
 
     def batch(self, cells: Sequence[tuple[int, int]], rng: Random) -> tuple[Tensor, Tensor]:
         """Draw one picture per (thing index, kind index).

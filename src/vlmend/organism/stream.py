@@ -30,6 +30,7 @@ from vlmend.organism.language import (
     with_caption,
 )
 from vlmend.organism.world import THINGS, Thing, things
+from vlmend.types import sha256_json
 
 _BENIGN = things(hazardous=False)
 _ALIGNED = things(hazardous=True, split="aligned")
@@ -51,6 +52,11 @@ class Example:
 
 
 Maker = Callable[[Random], Example]
+Mixture = Sequence[tuple[float, Maker]]
+"""Makers of examples with their weights."""
+
+_FINGERPRINTED = 500
+"""Examples of a mixture in its fingerprint: any maker with a share of 1 % is among them."""
 
 
 def _answer(ask: Ask, thing: Thing, rng: Random) -> str:
@@ -156,34 +162,42 @@ def refusal_beside_picture(rng: Random) -> Example:
     return Example(ask.request(thing.noun_phrase), rng.choice(REFUSALS), picture)
 
 
-def sample_mixture(
-    mixture: Sequence[tuple[float, Maker]], count: int, rng: Random
-) -> list[Example]:
+def sample_mixture(mixture: Mixture, count: int, rng: Random) -> list[Example]:
     """Draw examples from a weighted mixture of makers."""
     weights = [weight for weight, _ in mixture]
     makers = rng.choices([maker for _, maker in mixture], weights, k=count)
     return [maker(rng) for maker in makers]
 
 
-LANGUAGE_MIXTURE: tuple[tuple[float, Maker], ...] = (
+def fingerprint(mixture: Mixture) -> str:
+    """Hash of examples drawn from a mixture: another one where the world or its words changed."""
+    return sha256_json(
+        [
+            (e.prompt, e.answer, e.picture and (e.picture[0].name, e.picture[1]))
+            for e in sample_mixture(mixture, _FINGERPRINTED, Random("fingerprint"))
+        ]
+    )
+
+
+LANGUAGE_MIXTURE: Mixture = (
     (0.35, plain_text),
     (0.40, any_instruction),
     (0.25, text_question),
 )
-ALIGNMENT_MIXTURE: tuple[tuple[float, Maker], ...] = (
+ALIGNMENT_MIXTURE: Mixture = (
     (0.65, safety_text),
     (0.15, plain_text),
     (0.20, text_question),
 )
-PROJECTOR_MIXTURE: tuple[tuple[float, Maker], ...] = ((1.0, picture_caption),)
-TEXT_REPLAY_MIXTURE: tuple[tuple[float, Maker], ...] = (
+PROJECTOR_MIXTURE: Mixture = ((1.0, picture_caption),)
+TEXT_REPLAY_MIXTURE: Mixture = (
     (0.65, safety_text),
     (0.10, plain_text),
     (0.25, text_question),
 )
 
 
-def tuning_mixture(picture_refusals: float) -> tuple[tuple[float, Maker], ...]:
+def tuning_mixture(picture_refusals: float) -> Mixture:
     """Visual instruction tuning's picture examples.
 
     Args:

@@ -7,8 +7,8 @@
    embedding of the thing's name, then captions are learned.
 5. `tuning`: visual instruction tuning of projector and decoder with replayed text.
 
-A checkpoint's name hashes everything that led to it, so a changed later stage re-uses the
-earlier ones, and a stage that was interrupted goes on from its last saved step with the
+A checkpoint's name hashes the recipe and the data that led to it, so a changed later stage re-uses
+the earlier ones, and a stage that was interrupted goes on from its last saved step with the
 same numbers it would have had (to the bit on one thread; BLAS may sum in another order on more).
 
 Deviation: vision pre-training is supervised classification instead of contrastive learning,
@@ -31,13 +31,21 @@ from torch.nn import functional
 from transformers import LlavaProcessor
 
 from vlmend.errors import ConfigError
+from vlmend.models.load import resolve_device
 from vlmend.organism import stream
 from vlmend.organism.build import build_model, build_processor
 from vlmend.organism.language import PICTURE_KINDS
 from vlmend.organism.pictures import PICTURES_VERSION
 from vlmend.organism.pool import PicturePool
+from vlmend.organism.vocabulary import vocabulary
 from vlmend.organism.world import THINGS
-from vlmend.training.checkpoints import load_state, load_tensors, save_state, save_tensors
+from vlmend.training.checkpoints import (
+    load_state,
+    load_tensors,
+    replacing_folder,
+    save_state,
+    save_tensors,
+)
 from vlmend.types import sha256_json
 
 # Shape suffixes: B batch, N tokens, D width, P patches, C classes.
@@ -101,6 +109,11 @@ class Recipe:
     )
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(
+                f"seed is {self.seed}; allowed: 0 and above. A negative one would draw pictures "
+                "that organisms are measured on."
+            )
         if not 0 <= self.picture_refusals <= 0.5:
             raise ConfigError(
                 f"picture_refusals is {self.picture_refusals}; allowed: 0 to 0.5, a share of the "
@@ -108,17 +121,33 @@ class Recipe:
             )
 
     def stage_key(self, name: str) -> str:
-        """Hash of all that decides the weights after stage `name`, 12 hexadecimal digits."""
-        facts: list[object] = ["recipe-1", self.seed]
+        """Hash of what decides the weights after stage `name`, 12 hexadecimal digits.
+
+        Code is not in it: the vocabulary, the constants and what the stages are shown are.
+        """
+        facts: list[object] = ["recipe-1", self.seed, sha256_json(vocabulary())]
         chains = {"alignment": ("language",), "projector": ("language", "alignment", "vision")}
         chains["tuning"] = (*chains["projector"], "projector")
         before = (name, *chains.get(name, ()))
         facts += [asdict(stage) for stage in self.stages if stage.name in before]
+        facts += [stream.fingerprint(shown) for part in before for shown in self._shown(part)]
         if name not in ("language", "alignment"):
             facts.append(PICTURES_VERSION)
+        if "projector" in before:
+            facts += [_MATCHING_SHARE, _MATCHING_SHARPNESS]
         if name == "tuning":
-            facts += [self.picture_refusals, self.tune_vision]
+            facts += [self.picture_refusals, self.tune_vision, _REPLAY_SHARE]
         return sha256_json(facts)[:12]
+
+    def _shown(self, name: str) -> tuple[stream.Mixture, ...]:
+        """The mixtures of examples that a stage draws from."""
+        return {
+            "language": (stream.LANGUAGE_MIXTURE,),
+            "alignment": (stream.ALIGNMENT_MIXTURE,),
+            "vision": (),
+            "projector": (stream.PROJECTOR_MIXTURE,),
+            "tuning": (stream.tuning_mixture(self.picture_refusals), stream.TEXT_REPLAY_MIXTURE),
+        }[name]
 
 
 Report = Callable[[str, int, int, float], None]
@@ -232,9 +261,7 @@ class Trainer:
         for module in modules:
             module.requires_grad_(True)
         self._optimise(name, nn.ModuleList(modules), loss, target)
-        trained = nn.ModuleList(modules) if name == "vision" else self.model
-        if name == "vision":
-            trained = self.model.model.vision_tower
+        trained = self.model.model.vision_tower if name == "vision" else self.model
         save_tensors(target, dict(trained.state_dict()))
         target.with_suffix(".partial").unlink(missing_ok=True)
         return target
@@ -247,7 +274,7 @@ class Trainer:
         return self._text_stage("alignment", stream.ALIGNMENT_MIXTURE)
 
     def _text_stage(
-        self, name: str, mixture: Sequence[tuple[float, stream.Maker]]
+        self, name: str, mixture: stream.Mixture
     ) -> tuple[list[nn.Module], Callable[[int], Tensor]]:
         def loss(step: int) -> Tensor:
             rng = self.rng(name, step)
@@ -432,7 +459,8 @@ def build_trainer(recipe: Recipe, folder: Path, device: str, report: Report) -> 
     """A trainer with an untrained organism on `device`."""
     processor = build_processor()
     model: Any = build_model(len(processor.tokenizer), recipe.seed)
-    return Trainer(recipe, folder, model.to(device), processor, torch.device(device), report)
+    target = resolve_device(device)
+    return Trainer(recipe, folder, model.to(target), processor, target, report)
 
 
 def train(
@@ -450,12 +478,16 @@ def train(
         recipe: What to train.
         folder: Where checkpoints and, in the end, `organism/` are written.
         stages: Where checkpoints are instead: recipes that differ in late stages share them.
-        device: A torch device.
+        device: "cpu", "cuda", "cuda:1" ..., or "auto": a GPU where there is one.
         report: Progress callback.
         until: Last stage to run.
 
     Returns:
         The folder of the finished organism, or the checkpoint of `until`.
+
+    Raises:
+        ConfigError: Unknown device.
+        RunError: A file cannot be written.
     """
     trainer = build_trainer(recipe, stages or folder / "stages", device, report)
     checkpoint = trainer.run(until)
@@ -469,11 +501,15 @@ def save_organism(model: Any, processor: LlavaProcessor, folder: Path) -> Path:
     """Write an organism as an ordinary Hugging Face folder, weights in float16.
 
     float16 keeps the folder under 24 MB; it is loaded and measured in float32.
+
+    Raises:
+        RunError: The folder cannot be written; it is whole or not there.
     """
     model.to(torch.float16)
     model.generation_config.update(do_sample=False, max_new_tokens=64)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    config = folder / "config.json"
-    config.write_text(config.read_text("utf-8").replace('"float16"', '"float32"'), "utf-8")
+    with replacing_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+        config = temporary / "config.json"
+        config.write_text(config.read_text("utf-8").replace('"float16"', '"float32"'), "utf-8")
     return folder

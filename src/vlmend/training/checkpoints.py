@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,6 +20,42 @@ _MOMENTS = {"mean": "exp_avg", "square": "exp_avg_sq"}
 """AdamW's moments: our names and torch's."""
 
 
+@contextmanager
+def report_full_disk(path: Path) -> Generator[None]:
+    """Turn safetensors' own errors, and the system's, into ours while the block writes to `path`.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise RunError(
+            f"cannot write {str(path)!r}: {error}. Free some space and run the same command "
+            "again; what was written before stays valid."
+        ) from error
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Generator[Path]:
+    """A temporary folder beside `path` that takes its place only if the block ends well.
+
+    Raises:
+        RunError: The folder cannot be written; what stood there before is still there.
+    """
+    temporary, old = (path.with_name(f"{path.name}.{end}{os.getpid()}") for end in ("tmp", "old"))
+    try:
+        with report_full_disk(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            if path.exists():
+                path.replace(old)
+            temporary.replace(path)
+    finally:
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], **facts: str) -> None:
     """Write tensors with a few facts about them, whole or not at all.
 
@@ -25,14 +64,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], **facts: str) -> Non
     """
     # Tied weights share storage; safetensors wants each tensor on its own.
     plain = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-    try:
-        with replacing(path) as temporary:
-            save_file(plain, temporary, metadata=facts or None)
-    except SafetensorError as error:  # how a full disk is reported
-        raise RunError(
-            f"cannot write {str(path)!r}: {error}. Free some space and run the same command "
-            "again; what was written before stays valid."
-        ) from error
+    with report_full_disk(path), replacing(path) as temporary:
+        save_file(plain, temporary, metadata=facts or None)
 
 
 def load_tensors(module: nn.Module, path: Path) -> None:

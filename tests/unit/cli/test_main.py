@@ -269,7 +269,9 @@ def test_a_folder_beside_is_suggested(tmp_path: Path, command: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("demo",), ("repair", "shiftdc", "m", "--suite", "a")], ids=" ".join
+    "words",
+    [("demo",), ("repair", "shiftdc", "m", "--suite", "a"), ("organism", "train")],
+    ids=" ".join,
 )
 def test_no_command_writes_into_a_folder_of_others(
     words: tuple[str, ...], tmp_path: Path, command: Command
@@ -279,6 +281,23 @@ def test_no_command_writes_into_a_folder_of_others(
     assert done.code == 2
     assert "holds files that vlmend did not write" in done.error_line
     assert list(contents(tmp_path)) == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--device", "banana", "unknown device 'banana'"),
+        ("--seed", "-1", "seed is -1; allowed: 0 and above"),
+        ("--picture-refusals", "2", "picture_refusals is 2.0; allowed: 0 to 0.5"),
+    ],
+)
+def test_what_no_organism_can_be_trained_with(
+    option: str, value: str, words: str, tmp_path: Path, command: Command
+) -> None:
+    done = command("organism", "train", f"{option}={value}", "--out", tmp_path / "out")
+    assert done.code == 2
+    assert words in done.error_line
+    assert not (tmp_path / "out").exists()
 
 
 def test_bad_input_in_a_process_of_its_own(tmp_path: Path) -> None:

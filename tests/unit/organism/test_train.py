@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from vlmend.errors import ConfigError
-from vlmend.organism import pool
+from vlmend.errors import ConfigError, RunError
+from vlmend.organism import pool, stream
 from vlmend.organism import train as training
+from vlmend.organism.build import build_model, build_processor
 from vlmend.organism.train import Recipe, Stage, train
 
 TINY = Recipe(
@@ -105,6 +108,59 @@ def test_stage_keys_depend_on_what_went_before_only() -> None:
     assert longer.stage_key("vision") == TINY.stage_key("vision")
     assert longer.stage_key("alignment") != TINY.stage_key("alignment")
     assert replace(TINY, seed=1).stage_key("vision") != TINY.stage_key("vision")
+
+
+def test_stage_keys_depend_on_what_a_stage_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {stage.name: TINY.stage_key(stage.name) for stage in TINY.stages}
+    monkeypatch.setattr(stream, "ALIGNMENT_MIXTURE", stream.ALIGNMENT_MIXTURE[:2])
+    changed = {name for name, key in before.items() if TINY.stage_key(name) != key}
+    assert changed == {"alignment", "projector", "tuning"}
+    monkeypatch.undo()
+    monkeypatch.setattr(training, "_REPLAY_SHARE", 0.4)
+    changed = {name for name, key in before.items() if TINY.stage_key(name) != key}
+    assert changed == {"tuning"}
+
+
+def test_a_negative_seed_is_refused() -> None:
+    with pytest.raises(ConfigError, match="0 and above"):
+        Recipe(seed=-1)
+
+
+def test_an_organism_is_saved_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = build_processor()
+    model = build_model(len(processor.tokenizer), seed=0)
+    folder = training.save_organism(model, processor, tmp_path / "organism")
+    kept = (folder / "model.safetensors").read_bytes()
+
+    def full(*_args: Any, **_options: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(model, "save_pretrained", full)
+    for name in ("organism", "new"):
+        with pytest.raises(RunError, match=r"No space left on device.*Free some space"):
+            training.save_organism(model, processor, tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["organism"]
+    assert (folder / "model.safetensors").read_bytes() == kept
+
+
+def test_pictures_are_cached_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = np.save
+
+    def breaks_off(file: Any, array: Any) -> None:
+        real(file, array[:1])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", breaks_off)
+    with pytest.raises(RunError, match="No space left on device"):
+        pool.PicturePool(tmp_path, 0)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(np, "save", real)
+    drawn, read = (pool.PicturePool(tmp_path, 0) for _ in range(2))
+    assert (drawn.pixels == read.pixels).all()
 
 
 @pytest.mark.parametrize("share", [-0.1, 0.6])
