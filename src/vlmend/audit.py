@@ -20,7 +20,7 @@ from vlmend.evals.answer_flops import estimate_flops
 from vlmend.evals.arms import BASE, Arm
 from vlmend.evals.asked import Asked, answer_share, count_asked, list_asked, write_items
 from vlmend.evals.batch_invariance import check_once, note_check
-from vlmend.evals.caveats import list_caveats
+from vlmend.evals.caveats import list_caveats, list_skips
 from vlmend.evals.choices import measure_choices
 from vlmend.evals.control_arms import control_records
 from vlmend.evals.metrics import (
@@ -63,7 +63,7 @@ from vlmend.models.vlm import GenerationSettings, Vlm
 from vlmend.repairs.protocol import require_unseen
 from vlmend.repairs.shiftdc.repair import ShiftDC
 from vlmend.runs import RunFolder, is_in_use, write_json
-from vlmend.suites.registry import SuiteSpec, absolute_source, get_suite, load_suite
+from vlmend.suites.registry import Skip, SuiteSpec, absolute_source, get_suite, load_suite
 from vlmend.types import Sample, sha256_json
 
 Exits = Literal["default", "all"] | tuple[int, ...]
@@ -124,11 +124,13 @@ class LoadedSuite:
         plan: What was asked for.
         spec: What the suite is.
         samples: Its items, up to the limit.
+        skips: What its loader left out.
     """
 
     plan: SuitePlan
     spec: SuiteSpec
     samples: tuple[Sample, ...]
+    skips: tuple[Skip, ...] = ()
 
 
 @dataclass
@@ -161,7 +163,7 @@ def resolve_exits(vlm: Vlm, exits: Exits) -> tuple[int, ...]:
     if exits == "default":
         return ()
     if exits == "all":
-        return tuple(range(vlm.default_exit))
+        return tuple(layer for layer in vlm.distinct_exits if layer != vlm.default_exit)
     assert not isinstance(exits, str)
     for exit_layer in exits:
         check_exit(exit_layer, vlm.num_vision_blocks)
@@ -183,8 +185,9 @@ def load_suites(plan: AuditPlan) -> tuple[LoadedSuite, ...]:
     for judge in plan.judges or [spec.default_judge for spec in specs]:
         get_judge(judge)
     loaded = tuple(
-        LoadedSuite(suite, spec, tuple(load_suite(suite.name, suite.limit)))
+        LoadedSuite(suite, spec, tuple(found), found.skips)
         for suite, spec in zip(plan.suites, specs, strict=True)
+        for found in (load_suite(suite.name, suite.limit),)
     )
     check_images(sample for suite in loaded for sample in suite.samples)
     return loaded
@@ -270,6 +273,7 @@ def run_audit(
         metrics = _metrics(vlm, plan, suites, arms, measured, shift, config, command)
         note_check(metrics, folder.info)
         measure_choices(evaluation, arms, measured.cells).note(metrics)
+        metrics["caveats"] += list_skips(metrics["suites"])
         metrics["controls"] = control_records(metrics["comparisons"], arms)
         metrics = replace_nan(metrics)
         write_verdicts(out, measured.judged)
@@ -490,5 +494,6 @@ def _suite_records(suites: Sequence[LoadedSuite], measured: _Measured) -> list[d
         for name, kind in measured.kinds.items():
             if name in (suite.spec.name, benign_part(suite.spec.name)):
                 cell = next(c for c in measured.cells if c.cell.suite == name)
-                records.append(suite_record(suite.spec, name, kind, len(cell.samples)))
+                record = suite_record(suite.spec, name, kind, len(cell.samples), suite.skips)
+                records.append(record)
     return records

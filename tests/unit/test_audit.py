@@ -420,3 +420,11 @@ def test_exits_by_name_and_number(vlm: Vlm) -> None:
     assert resolve_exits(vlm, (3, 0, 3, vlm.num_vision_blocks)) == (0, 3, vlm.num_vision_blocks)
     with pytest.raises(ConfigError, match=str(vlm.num_vision_blocks + 1)):
         resolve_exits(vlm, (vlm.num_vision_blocks + 1,))
+
+
+def test_all_exits_are_those_of_both_vision_stacks() -> None:
+    mllama = tiny_vlm("mllama")
+    local, global_ = mllama.vision_stack_sizes
+    # The end of the local stack equals the whole path; inside of the global one there are more.
+    assert mllama.default_exit == local
+    assert resolve_exits(mllama, "all") == (*range(local), *range(local + 1, local + global_))
