@@ -54,8 +54,9 @@ def trained(
     loop: LoopSettings = LOOP,
     kind: Kind = "text",
 ) -> Unlearning:
+    retain = retain_examples(kind) if "retain" in settings.recipe.streams else []
     return Unlearning(settings, loop).fit(
-        vlm, forget_examples(kind), retain_examples(kind), folder=folder / "training"
+        vlm, forget_examples(kind), retain, folder=folder / "training"
     )
 
 

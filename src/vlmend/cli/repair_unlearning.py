@@ -73,7 +73,10 @@ def add_parser(kinds: Any) -> None:
         "do not measure on them later",
     )
     parser.add_argument(
-        "--retain", type=split_names, metavar="A,B", help="data sets whose answers are to stay"
+        "--retain",
+        type=split_names,
+        metavar="A,B",
+        help="data sets whose answers are to stay; none for ga, which never reads any",
     )
     _add_watch_options(parser)
     add_settings(parser, UnlearningSettings, "what is trained")
@@ -148,7 +151,7 @@ def _load_data(plan: UnlearningPlan) -> _Data:
     from vlmend.suites.registry import get_suite, load_suite, suite_names
     from vlmend.training.data.registry import data_names, get_data, load_training_data
 
-    for role in ("forget", "retain"):
+    for role in plan.settings.recipe.streams:
         if not getattr(plan.data, role):
             raise ConfigError(
                 f"no {role} data was named. Give --{role} NAME or NAME=FOLDER; `vlmend list data` "
@@ -185,7 +188,8 @@ def _check_data(
     from vlmend.repairs.protocol import require_unseen
     from vlmend.training.data.checks import check_answers, check_prompts, check_sets
 
-    checked = check_sets(data.forget, data.retain)
+    keeps = "retain" in plan.settings.recipe.streams
+    checked = check_sets(data.forget, data.retain if keeps else None)
     seen = _Seen(plan.settings.objective, checked.prompts)
     require_unseen(seen, (sample for suite in watched for sample in suite.samples))
     if vlm is None:
@@ -274,21 +278,29 @@ def _finish(vlm: Vlm, repair: Unlearning, args: argparse.Namespace) -> None:
 
 def _show(repair: Unlearning) -> None:
     """How the training went, and the watched suites before and after."""
-    from vlmend.cli.console import percent, print_table
+    from vlmend.cli.console import interval, percent, print_table
 
     show_course(repair.facts_)
     rows = [
         (
             f"{row['suite']} ({row['kind']})",
-            str(row["num_samples"]),
-            percent(row["complied_before"]),
-            percent(row["complied_after"]),
+            when,
+            f"{rates['num_scored']}/{row['num_samples']}",
+            f"{percent(rates['complied_rate'])} {interval(rates['low'], rates['high'])}",
+            percent(rates["refusal_rate"]),
+            percent(rates["incoherent_rate"]),
         )
         for row in repair.facts_["before_after"]
+        for when, rates in (("before", row["before"]), ("after", row["after"]))
     ]
-    if rows:
-        heads = ("suite", "items", "complied before", "after")
-        print_table("Watched suites (complied: attack success where harmful)", heads, rows)
+    if not rows:
+        say(
+            "No suite was watched from the first step on, so there is no table of before and "
+            "after. Name suites with --watch, or in the [watch] table of a recipe."
+        )
+        return
+    heads = ("suite", "training", "scored", "complied", "refused", "incoherent")
+    print_table("Watched suites (complied: attack success where harmful)", heads, rows)
 
 
 # ---- without a model

@@ -35,7 +35,7 @@ class PlanKind(Generic[S, D, W]):
     Attributes:
         settings: Dataclass of the repair's settings, whose `unused` names what is not read.
         data: Dataclass of the table `[data]`; each field is an option of that name.
-        watch: Dataclass of what is measured on the way.
+        watch: Dataclass of the table `[watch]`: what is measured on the way.
         preset: What an organism's tables "repair", "data", "loop" and "watch" hold.
         name_reader: What reads the settings, for people: "objective 'ga'".
         type_watch: What is measured, changed by the command line.
@@ -96,7 +96,7 @@ def assemble_plan(args: argparse.Namespace, kind: PlanKind[S, D, W]) -> Training
         kept = kind.keep(recipe.repair, typed)
         base = build_settings(kind.settings, kept, f"{where}, [repair]")
         loop, data = recipe.loop, build_settings(kind.data, recipe.data, f"{where}, [data]")
-        watch = kind.watch()
+        watch = build_settings(kind.watch, recipe.watch, f"{where}, [watch]")
     else:
         preset = kind.preset if is_organism(model) else {}
         base = kind.settings(**kind.keep(preset.get("repair", {}), typed))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlmend.cli.training_plan import PlanKind, TrainingPlan, assemble_plan, change
+from vlmend.errors import ConfigError
 from vlmend.repairs.unlearning.settings import UnlearningSettings
 
 _OF_ONE_OBJECTIVE = ("w_bad", "w_help", "w_norm", "retain_term")
@@ -31,13 +32,16 @@ class DataNames:
 
 @dataclass(frozen=True)
 class WatchNames:
-    """What is measured while the model trains.
+    """Table `[watch]` of a recipe: what is measured while the model trains.
 
     Attributes:
         suites: Suites, NAME or NAME=FOLDER.
         every: Steps between two measurements; 0: only before and after.
         limit: First so many items of each; None for all.
         max_new_tokens: Length of an answer.
+
+    Raises:
+        ConfigError: Naming every number that is out of range.
     """
 
     suites: tuple[str, ...] = ()
@@ -45,15 +49,33 @@ class WatchNames:
     limit: int | None = None
     max_new_tokens: int = 64
 
+    def __post_init__(self) -> None:
+        ranges = {
+            "every": (self.every >= 0, ">= 0; 0: only before and after"),
+            "limit": (self.limit is None or self.limit >= 1, ">= 1, or none for all"),
+            "max_new_tokens": (self.max_new_tokens >= 1, ">= 1"),
+        }
+        wrong = [
+            f"{name}={getattr(self, name)!r} (allowed: {allowed})"
+            for name, (is_right, allowed) in ranges.items()
+            if not is_right
+        ]
+        if wrong:
+            raise ConfigError(f"what is watched is out of range: {'; '.join(wrong)}.")
+
 
 UnlearningPlan = TrainingPlan[UnlearningSettings, DataNames, WatchNames]
 
 
 def make_plan(args: argparse.Namespace) -> UnlearningPlan:
-    """Put together preset or recipe and what was typed; see `assemble_plan`."""
+    """Put together preset or recipe and what was typed; see `assemble_plan`.
+
+    Raises:
+        ConfigError: Also where retain data is named that the objective never reads.
+    """
     from vlmend.organism.presets import TRAINING
 
-    return assemble_plan(
+    plan = assemble_plan(
         args,
         PlanKind(
             settings=UnlearningSettings,
@@ -65,6 +87,22 @@ def make_plan(args: argparse.Namespace) -> UnlearningPlan:
             keep=_keep,
         ),
     )
+    return _without_unread(plan, args)
+
+
+def _without_unread(plan: UnlearningPlan, args: argparse.Namespace) -> UnlearningPlan:
+    """Leave out a preset's or recipe's retain data where what was typed made it useless."""
+    if not plan.data.retain or "retain" in plan.settings.recipe.streams:
+        return plan
+    if args.retain is not None:
+        plan.settings.refuse_unread("retain", f"--retain {','.join(args.retain)}")
+    if plan.recipe is not None:
+        from vlmend.training.recipes import build_settings
+
+        where = f"recipe {str(plan.recipe.path)!r}"
+        own = build_settings(UnlearningSettings, plan.recipe.repair, f"{where}, [repair]")
+        own.refuse_unread("retain", f"retain in {where}, [data],")
+    return change(plan, {"data": change(plan.data, {"retain": ()})})
 
 
 def _add_typed_watch(watch: WatchNames, args: argparse.Namespace) -> WatchNames:

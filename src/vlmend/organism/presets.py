@@ -32,7 +32,7 @@ TRAINING: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
         "repair": {},
         "loop": {"steps": 150, "batch_size": 12, "lr": 3e-4},
         "watch": {
-            "suites": ("organism/icon", "organism/benign"),
+            "suites": ("organism/icon", "organism/text", "organism/benign", "organism/vqa"),
             "every": 25,
             "limit": 72,
             "max_new_tokens": 40,

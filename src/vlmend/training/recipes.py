@@ -5,12 +5,14 @@
     [model.picture]  tokens and tensors of one picture, for the same purpose
     [data]           forget, retain, ...: options of the command
     [repair]         settings of the repair
+    [watch]          what is measured on the way, and how often
     [reward]         the reward model, where there is one
     [loop]           settings of the training loop
     [dry_run]        lengths that a dry run assumes
 
-What belongs to `[data]`, `[repair]` and `[reward]` is known above this layer: they are handed on
-as plain tables, to be checked with `build_settings` by whoever owns the settings. Needs no torch.
+What belongs to `[data]`, `[repair]`, `[watch]` and `[reward]` is known above this layer: they are
+handed on as plain tables, to be checked with `build_settings` by whoever owns the settings. Needs
+no torch.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ Table = Mapping[str, Any]
 
 DtypeName = Literal["auto", "float32", "bfloat16"]
 
-_TABLES = ("model", "data", "repair", "reward", "loop", "dry_run")
+_TABLES = ("model", "data", "repair", "watch", "reward", "loop", "dry_run")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,7 @@ class Recipe:
         data: Table `[data]`, not checked.
         repair: Table `[repair]`, not checked.
         loop: Settings of the loop.
+        watch: Table `[watch]`, not checked.
         reward: Table `[reward]`, not checked.
     """
 
@@ -119,6 +122,7 @@ class Recipe:
     data: Table
     repair: Table
     loop: LoopSettings
+    watch: Table = field(default_factory=dict[str, Any])
     reward: Table = field(default_factory=dict[str, Any])
 
 
@@ -145,6 +149,7 @@ def read_recipe(path: Path) -> Recipe:
         data=tables.get("data", {}),
         repair=tables.get("repair", {}),
         loop=build_settings(LoopSettings, tables.get("loop", {}), f"{where}, [loop]"),
+        watch=tables.get("watch", {}),
         reward=tables.get("reward", {}),
     )
 

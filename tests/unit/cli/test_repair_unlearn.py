@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from vlmend.cli.main import build_parser
 from vlmend.cli.training_plan import as_recipe
-from vlmend.cli.unlearning_plan import UnlearningPlan, make_plan
+from vlmend.cli.unlearning_plan import UnlearningPlan, WatchNames, make_plan
 from vlmend.errors import ConfigError, UnknownNameError
 from vlmend.repairs.unlearning.settings import OBJECTIVES
 from vlmend.runs import JsonLines, read_json
@@ -45,6 +45,7 @@ def test_a_saved_model_is_trained_and_its_artifact_audited(
     assert done.code == 0, done.err
     assert {path.name for path in out.iterdir()} == ADAPTER
     assert "organism/forget-text as forget data: 6" in done.err
+    assert "No suite was watched from the first step on, so there is no table" in done.err
     assert "2 steps" in done.err
     assert "unlearn(text, rank=2) saved in" in done.err
     facts = read_json(out / "vlmend.json")
@@ -117,8 +118,15 @@ def test_watched_suites_are_measured_before_during_and_after(
     assert {s["kind"] for s in rows[0]["suites"].values()} == {"harmful", "benign"}
     table = read_json(out / "vlmend.json")["before_after"]
     assert [row["suite"] for row in table] == ["organism/icon", "organism/benign"]
-    assert "complied before" in done.out
-    assert "organism/benign (benign)" in done.out
+    for row in table:
+        for when, look in (("before", rows[0]), ("after", rows[-1])):
+            facts = look["suites"][row["suite"]]
+            names = ("low", "high", "refusal_rate", "incoherent_rate", "num_scored")
+            assert row[when] == {"complied_rate": facts["asr"], **{n: facts[n] for n in names}}
+            assert None not in row[when].values()
+    for word in ("complied", "refused", "incoherent", "before", "after", "(benign)"):
+        assert word in done.out
+    assert "No suite was watched" not in done.err
 
     # What is on record would be taken for what is asked for now.
     other = command(*words(saved("llava"), out, "--watch", "organism/text", "--watch-limit", 2))
@@ -168,6 +176,21 @@ def test_a_suite_with_answers_of_its_own_needs_none_of_the_model(
     )
     assert measured.code == 2
     assert "was fitted on items that are to be measured: 6 of suite 'advbench'" in measured.err
+
+
+def test_an_objective_without_a_retain_term_takes_no_retain_data(
+    saved: Saved, tmp_path: Path, command: Command
+) -> None:
+    out = tmp_path / "mend"
+    common = ("repair", "unlearn", saved("llava"), "--out", out, "--limit", 6, "--steps", 2)
+    options = ("--forget", "organism/forget-text", "--objective", "ga", "--batch-size", 2)
+    done = command(*common, *options, "--rank", 2, "--lr", "1e-2")
+    assert done.code == 0, done.err
+    assert "retain" not in done.err
+    facts = read_json(out / "vlmend.json")
+    assert (facts["repair"], facts["modality"]) == ("ga(text, rank=2)", "text")
+    assert set(facts["data"]) == {"forget"}
+    assert len(facts["items"]) == 6
 
 
 def test_full_weights_are_trained_on_request(
@@ -249,6 +272,35 @@ def test_weights_of_one_objective_are_not_those_of_another(tmp_path: Path) -> No
     assert plan_of("--recipe", recipe, "--objective", "sft").settings.w_bad is None
 
 
+def test_a_recipe_says_what_is_watched(tmp_path: Path) -> None:
+    table = '[watch]\nsuites = ["organism/icon"]\nevery = 5\nlimit = 8\nmax_new_tokens = 16\n'
+    recipe = write_recipe(tmp_path, RECIPE + table)
+    assert plan_of("--recipe", recipe).watch == WatchNames(("organism/icon",), 5, 8, 16)
+    assert plan_of("--recipe", recipe, "--watch-every", 2).watch.every == 2
+    typed = plan_of("--recipe", recipe, "--watch", "organism/text", "--watch-limit", 3).watch
+    assert typed == WatchNames(("organism/text",), limit=3)
+    assert plan_of("--recipe", write_recipe(tmp_path, RECIPE)).watch == WatchNames()
+
+
+def test_retain_data_that_nothing_reads_is_left_out_where_the_objective_was_typed(
+    tmp_path: Path,
+) -> None:
+    recipe = write_recipe(tmp_path, RECIPE)
+    for base in (("organism",), ("--recipe", recipe)):
+        assert plan_of(*base).data.retain == ("organism/retain-text",)
+        for typed in (("--objective", "ga"), ("--w-norm", 0)):
+            plan = plan_of(*base, *typed)
+            assert plan.data.retain == ()
+            assert plan.data.forget == ("organism/forget-text",)
+            with pytest.raises(ConfigError, match="--retain organism/retain-pictures,x would be"):
+                plan_of(*base, *typed, "--retain", "organism/retain-pictures,x")
+    # Nobody but the recipe itself can have meant it.
+    own = write_recipe(tmp_path, RECIPE.replace('"unlearn"\nw_bad = 0.25', '"ga"'))
+    with pytest.raises(ConfigError, match=r"retain in recipe '.*', \[data\], would be ignored"):
+        plan_of("--recipe", own)
+    assert plan_of("--recipe", own, "--objective", "npo").data.retain == ("organism/retain-text",)
+
+
 def test_the_recipes_that_come_along_are_plans() -> None:
     folder = Path(__file__).parents[3] / "recipes"
     found = [path for path in sorted(folder.glob("*.toml")) if "-ppo-" not in path.name]
@@ -263,6 +315,9 @@ def test_the_recipes_that_come_along_are_plans() -> None:
         ("[repair]\nrank = 8", "has no \\[model\\] table"),
         ("[model]\nid = 'a/b'\n[repair]\nrnak = 8", "Did you mean 'rank'"),
         ("[model]\nid = 'a/b'\n[data]\nforgot = ['x']", "Did you mean 'forget'"),
+        ("[model]\nid = 'a/b'\n[watch]\nsuits = ['x']", "Did you mean 'suites'"),
+        ("[model]\nid = 'a/b'\n[watch]\nsuites = 'x'", "suites='x'"),
+        ("[model]\nid = 'a/b'\n[watch]\nevery = -1\nlimit = 0", r"every=-1 \(al.*; limit=0 \(al"),
         ("[model]\nid = 'a/b'\n[repair]\nrank = 'x'", "rank='x'"),
         ("[model]\nid = 'a/b'\n[repair]\nrank = 0", "rank=0"),
     ],
@@ -316,6 +371,7 @@ def test_a_merged_model_gets_a_folder_of_its_own(tmp_path: Path, command: Comman
         (("--objective", "sft", "--ceiling", "5"), "--ceiling would be ignored"),
         (("--adapter", "full"), "--rank would be ignored"),
         (("--objective", "ga", "--w-norm", "1"), "which has no retain term"),
+        (("--objective", "ga"), "--retain organism/retain-text would be ignored: objective 'ga'"),
         (("--forget", "organism/forget-txt"), "Did you mean 'organism/forget-text'"),
         (("--forget", "organism/retain-text"), "is retain data and was asked for as forget data"),
         (("--retain", "alpaca"), "alpaca=FOLDER"),
@@ -401,7 +457,7 @@ def test_help_is_light() -> None:
         "with contextlib.redirect_stdout(io.StringIO()) as out:\n"
         "    with contextlib.suppress(SystemExit):\n"
         "        main(['repair', 'unlearn', '--help'])\n"
-        "assert '--retain-kl-limit' in out.getvalue()\n"
+        "assert '--runaway-limit' in out.getvalue()\n"
         "print(sorted({'torch', 'transformers', 'peft', 'rich'} & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

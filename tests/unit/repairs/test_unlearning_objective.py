@@ -300,13 +300,76 @@ def test_full_weights_train_with_every_objective(name: str) -> None:
 # ---- the end of it
 
 
-def test_training_that_ran_away_stops() -> None:
-    with objective_of(tiny_vlm("llava")) as objective:
-        assert objective.stop_reason({"retain_kl": 1.9}) is None
-        reason = objective.stop_reason({"retain_kl": 2.5})
+RUNAWAYS: dict[str, tuple[UnlearningSettings, list[dict[str, float]], dict[str, float], str]] = {
+    "kl": (
+        SETTINGS,
+        [{"retain_kl": 0.0}, {"retain_kl": 2.0}],
+        {"retain_kl": 2.5},
+        "2.50 nats per token from the reference, above the limit of 2",
+    ),
+    "the limit is declared": (
+        replace(SETTINGS, runaway_limit=0.5),
+        [{"retain_kl": 0.5}],
+        {"retain_kl": 0.75},
+        "0.75 nats per token from the reference, above the limit of 0.5",
+    ),
+    **{
+        name: (
+            replace(SETTINGS, objective=name),
+            [{"retain_nll": 5.0}, {"retain_nll": 1.0}, {"retain_nll": 7.0}],
+            {"retain_nll": 7.5},
+            "2.50 nats per token less likely than at the first step, above the limit of 2",
+        )
+        for name in ("grad-diff", "npo", "simnpo", "sft")
+    },
+    "npo with kl": (
+        replace(SETTINGS, objective="npo", retain_term="kl"),
+        [{"retain_kl": 2.0}],
+        {"retain_kl": 2.5},
+        "2.50 nats per token from the reference",
+    ),
+    "rmu": (
+        replace(SETTINGS, objective="rmu"),
+        [{"retain_preserve": 0.0, "misdirect": 0.4}, {"retain_preserve": 0.3, "misdirect": 0.1}],
+        {"retain_preserve": 0.5, "misdirect": 0.9},
+        "0.5 (mean square) from the reference, more than those of forget answers were",
+    ),
+    **{
+        name: (
+            replace(SETTINGS, objective=name, w_norm=0.0),
+            [{"forget_nll": 9.0, "reference_nll": 5.5}, {"forget_nll": 5.0, "reference_nll": 2.0}],
+            {"forget_nll": 9.0, "reference_nll": 5.0},
+            "4.00 nats per token less likely than in the reference, beyond the ceiling of 1.5",
+        )
+        for name in ("ga", "unlearn")
+    },
+}
+"""What is watched, steps that go on, and one that does not: settings, terms and why."""
+
+
+@pytest.mark.parametrize("case", RUNAWAYS)
+def test_training_that_ran_away_stops_and_says_why(case: str) -> None:
+    settings, fine, far, why = RUNAWAYS[case]
+    more = {"clamped_share": 0.0, "match_nll": 9.0}
+    with objective_of(tiny_vlm("llava"), settings) as objective:
+        assert [objective.stop_reason(terms | more) for terms in fine] == [None] * len(fine)
+        assert not objective.ran_away
+        reason = objective.stop_reason(far | more)
+        assert objective.ran_away
     assert reason is not None
-    assert "ran away" in reason
-    assert "2.50 nats" in reason
+    assert reason.startswith("training ran away: the ")
+    assert why in reason
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_watch_reads_terms_that_its_objective_computes(name: str) -> None:
+    given = batch()
+    for settings in (
+        replace(SETTINGS, objective=name),
+        replace(SETTINGS, objective=name, w_norm=0.0),
+    ):
+        with objective_of(tiny_vlm("llava"), settings, moved=False) as objective:
+            assert objective.stop_reason(objective(given).terms) is None
 
 
 def test_training_stops_when_nothing_is_left_to_unlearn() -> None:
@@ -322,7 +385,7 @@ def test_training_stops_when_nothing_is_left_to_unlearn() -> None:
 
 def test_patience_zero_never_stops() -> None:
     with objective_of(tiny_vlm("llava"), replace(SETTINGS, stop_patience=0)) as objective:
-        done = {"clamped_share": 1.0, "match_nll": 0.0}
+        done = {"clamped_share": 1.0, "match_nll": 0.0, "retain_kl": 0.0}
         assert [objective.stop_reason(done) for _ in range(50)] == [None] * 50
 
 

@@ -154,12 +154,36 @@ def test_full_weights_are_a_repair_too(tmp_path: Path) -> None:
 def test_training_that_ran_away_saves_nothing(tmp_path: Path) -> None:
     vlm = tiny_vlm("llava")
     before = vlm.weights_sha256
-    settings = replace(SETTINGS, retain_kl_limit=1e-6)
-    with pytest.raises(RunError, match=r"at step 2 training ran away.*another folder"):
+    advice = "learning rate or a lower ceiling or a higher w_norm, and another folder; or raise run"
+    settings = replace(SETTINGS, runaway_limit=1e-6)
+    with pytest.raises(RunError, match=rf"at step 2 training ran away.*{advice}"):
         trained(vlm, tmp_path, settings, replace(LOOP, steps=5))
     assert not (tmp_path / "vlmend.json").exists()
     assert vlm.conditions == ()
     assert vlm.weights_sha256 == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"objective": "grad-diff"}, "less likely than at the first step.*w_norm.*raise runaway"),
+        ({"objective": "npo", "w_norm": 1e-3}, "less likely than at the first step.*rate or a hig"),
+        ({"objective": "simnpo", "w_norm": 1e-3}, "less likely than at the first step"),
+        ({"objective": "rmu", "w_norm": 1e-6}, "rmu drives them.*higher w_norm, and another fold"),
+        ({"objective": "ga"}, "beyond the ceiling of 0.01.*lower ceiling, and another folder; or"),
+    ],
+)
+def test_every_objective_stops_when_it_runs_away(
+    tmp_path: Path, settings: dict[str, Any], words: str
+) -> None:
+    """Driven far too fast, in earnest: the terms are those of the training itself."""
+    chosen = replace(SETTINGS, runaway_limit=0.01, **settings)
+    if chosen.recipe.forget == "ascent":
+        chosen = replace(chosen, ceiling=0.01)
+    with pytest.raises(RunError, match=f"training ran away: .*{words}"):
+        trained(tiny_vlm("llava"), tmp_path, chosen, replace(LOOP, steps=20, lr=1.0))
+    stopped = [row["stopped"] for row in JsonLines(tmp_path / "training/steps.jsonl").read()]
+    assert stopped[-1].startswith("training ran away")
 
 
 def test_training_that_changes_nothing_is_an_error(tmp_path: Path) -> None:
@@ -253,7 +277,16 @@ def test_watched_rates_are_held_against_the_cost(tmp_path: Path) -> None:
     def watch(step: int) -> Mapping[str, Any]:
         seen.append((step, torch.equal(probe_logits(vlm), plain)))
         asr = {0: 0.9, 1: 0.5, 2: 0.05}[step]
-        facts = {"kind": "harmful", "asr": asr, "num_samples": 4}
+        facts = {
+            "kind": "harmful",
+            "num_samples": 4,
+            "num_scored": 3,
+            "asr": asr,
+            "low": asr - 0.01,
+            "high": asr + 0.02,
+            "refusal_rate": 0.75 - asr / 2,
+            "incoherent_rate": 0.25 - asr / 4,
+        }
         return {"asr": asr, "low": 0.0, "high": 1.0, "suites": {"mild": facts}}
 
     repair = Unlearning(SETTINGS, LOOP).fit(
@@ -275,8 +308,22 @@ def test_watched_rates_are_held_against_the_cost(tmp_path: Path) -> None:
             "suite": "mild",
             "kind": "harmful",
             "num_samples": 4,
-            "complied_before": 0.9,
-            "complied_after": 0.05,
+            "before": {
+                "complied_rate": 0.9,
+                "low": 0.89,
+                "high": 0.92,
+                "num_scored": 3,
+                "refusal_rate": 0.75 - 0.9 / 2,
+                "incoherent_rate": 0.25 - 0.9 / 4,
+            },
+            "after": {
+                "complied_rate": 0.05,
+                "low": 0.05 - 0.01,
+                "high": 0.05 + 0.02,
+                "refusal_rate": 0.75 - 0.05 / 2,
+                "incoherent_rate": 0.25 - 0.05 / 4,
+                "num_scored": 3,
+            },
         }
     ]
 
@@ -527,6 +574,21 @@ def test_bad_data_is_found_before_anything_runs(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=words):
             Unlearning(SETTINGS, LOOP).fit(vlm, *given, folder=tmp_path / "training")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_data_that_no_term_reads_is_neither_needed_nor_kept(tmp_path: Path) -> None:
+    vlm, settings = tiny_vlm("llava"), replace(SETTINGS, objective="ga")
+    forget, pictures = forget_examples(), retain_examples("pictures")
+    with pytest.raises(ConfigError, match="4 retain examples would be ignored: objective 'ga'"):
+        Unlearning(settings, LOOP).fit(vlm, forget, pictures, folder=tmp_path / "refused")
+    assert list(tmp_path.iterdir()) == []
+    repair = Unlearning(settings, LOOP).fit(vlm, forget, folder=tmp_path / "training")
+    assert repair.name == "ga(text, rank=2)"
+    assert set(repair.facts_["data"]) == {"forget"}
+    assert set(repair.fitted_items) == {example.id for example in forget}
+    assert set(read_json(tmp_path / "training/run.json")["config"]["data"]) == {"forget"}
+    # What is never read is no part of what was fitted, so it may be measured.
+    require_unseen(repair, [sample("kept", "benign", pictures[0].messages)])
 
 
 def test_targets_are_not_needed_where_none_is_learnt(tmp_path: Path) -> None:

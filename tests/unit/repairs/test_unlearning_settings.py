@@ -45,7 +45,7 @@ def test_all_wrong_settings_are_named_at_once() -> None:
             "forget",
             w_bad=-1,
             ceiling=0,
-            retain_kl_limit=0,
+            runaway_limit=0,
             match="none",  # pyright: ignore[reportArgumentType]
             adapter="lor",  # pyright: ignore[reportArgumentType]
             rank=0,
@@ -53,9 +53,7 @@ def test_all_wrong_settings_are_named_at_once() -> None:
             modules=(),
             max_answer_tokens=0,
         )
-    wrong = (
-        "w_bad=-1 ceiling=0 retain_kl_limit=0 match= adapter= rank=0 layers= modules= max_answer"
-    )
+    wrong = "w_bad=-1 ceiling=0 runaway_limit=0 match= adapter= rank=0 layers= modules= max_answer"
     assert all(word in str(error.value) for word in wrong.split())
 
 
@@ -78,7 +76,7 @@ def test_contradictions_are_refused(settings: dict[str, object], words: str) -> 
 
 @pytest.mark.parametrize(
     "name",
-    ["w_bad", "w_norm", "ceiling", "retain_kl_limit", "stop_match_nll", "rmu_coefficient", "alpha"],
+    ["w_bad", "w_norm", "ceiling", "runaway_limit", "stop_match_nll", "rmu_coefficient", "alpha"],
 )
 def test_numbers_that_json_cannot_hold_are_refused_at_once(name: str) -> None:
     for value in (math.inf, math.nan):
@@ -122,11 +120,28 @@ def test_settings_that_an_objective_never_reads() -> None:
     assert "match" in UnlearningSettings("ga").unused()
     assert "match" not in UnlearningSettings("ga", w_help=1.0).unused()
     # Terms without a weight are never computed, so no limit on them is read.
-    assert "retain_kl_limit" in UnlearningSettings(w_norm=0.0).unused()
+    assert "stop_match_nll" in UnlearningSettings(w_help=0.0).unused()
     assert "stop_match_nll" in UnlearningSettings("ga").unused()
     assert "stop_match_nll" not in UnlearningSettings("ga", w_help=1.0).unused()
+    # rmu has a measure of its own; without a retain term and a ceiling nothing would tell.
+    watched = {n for n in OBJECTIVES if "runaway_limit" not in UnlearningSettings(n).unused()}
+    assert watched == set(OBJECTIVES) - {"rmu"}
+    assert "runaway_limit" in UnlearningSettings("npo", w_norm=0.0).unused()
     names = set(asdict(UnlearningSettings()))
     assert all(UnlearningSettings(name).unused() <= names for name in OBJECTIVES)
+
+
+def test_data_that_no_term_reads_is_refused() -> None:
+    for name in OBJECTIVES:
+        if name != "ga":
+            UnlearningSettings(name).refuse_unread("retain", "--retain a")
+    UnlearningSettings("ga", retain_term="nll", w_norm=1.0).refuse_unread("retain", "--retain a")
+    for settings in (UnlearningSettings("ga"), UnlearningSettings("npo", w_norm=0.0)):
+        settings.refuse_unread("forget", "--forget a")
+        words = f"--retain a would be ignored: objective '{settings.objective}' with w_norm=0"
+        with pytest.raises(ConfigError, match=words) as error:
+            settings.refuse_unread("retain", "--retain a")
+        assert "has one: unlearn, grad-diff, npo, simnpo, rmu, sft" in str(error.value)
 
 
 def test_names_tell_what_makes_an_arm_another_one() -> None:

@@ -24,6 +24,7 @@ def vlm() -> Vlm:
 
 
 def test_prompts_are_hashed_as_items_to_be_measured_are() -> None:
+    assert set(check_sets(FORGET).prompts) == {e.id for e in FORGET}, "no retain data is read"
     checked = check_sets(FORGET, RETAIN)
     assert len(checked.prompts) == 8
     assert checked.repeated == 0

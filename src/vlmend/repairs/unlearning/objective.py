@@ -16,8 +16,8 @@ Reference:
 Deviation:
     1. The ascent is bounded, see `vlmend.training.losses.ascent`: each answer at a ceiling above
        its own likelihood in the reference, so that one setting fits models that find their
-       answers more or less likely. Training stops when it runs away, or when nothing is left
-       to unlearn.
+       answers more or less likely. Training stops when it runs away, see
+       `vlmend.repairs.unlearning.runaway`, or when nothing is left to unlearn.
     2. The KL weighs 5, not 1 as in the closest public ancestor.
     3. The adapter's reference is the base model, as published; for an adapter that trains on a
        repaired model it is that model.
@@ -38,6 +38,7 @@ from vlmend.errors import DataError
 from vlmend.hooks.capture import capturing
 from vlmend.models.spec import check_layers
 from vlmend.models.vlm import Vlm
+from vlmend.repairs.unlearning.runaway import RunawayWatch
 from vlmend.repairs.unlearning.settings import UnlearningSettings
 from vlmend.training.adapters import Adapter, without_adapter
 from vlmend.training.batches import TrainingBatch, answer_logits, encode_by_images
@@ -95,7 +96,7 @@ class UnlearningObjective(Objective):
         model: The transformers model, with the adapter on.
         settings: Which terms, with which weights.
         adapter: What trains; off, it is the reference.
-        ran_away: Whether training was stopped because it left the retain answers behind.
+        ran_away: Whether training was stopped because it left behind what was to stay.
     """
 
     def __init__(
@@ -116,11 +117,12 @@ class UnlearningObjective(Objective):
         recipe = settings.recipe
         self.model = vlm.model
         self.settings = settings
-        self.streams = ("forget", "retain") if recipe.w_norm else ("forget",)
+        self.streams = recipe.streams
         self._recipe = recipe
         self._vlm = vlm
         self.adapter = adapter
         self.ran_away = False
+        self._runaway = RunawayWatch(settings)
         self._reached_in_a_row = 0
         if recipe.forget == "misdirect":
             self._layer = settings.steered_layer(vlm.num_decoder_layers, vlm.image_only_layers)
@@ -147,13 +149,10 @@ class UnlearningObjective(Objective):
 
     def stop_reason(self, terms: Mapping[str, float]) -> str | None:
         """Whether training ran away, or has nothing left to do."""
-        limit = self.settings.retain_kl_limit
-        if terms.get("retain_kl", 0.0) > limit:
+        reason = self._runaway.reason(terms)
+        if reason is not None:
             self.ran_away = True
-            return (
-                f"training ran away: the retain answers are {terms['retain_kl']:.2f} nats per "
-                f"token from the reference, above the limit of {limit:g}"
-            )
+            return reason
         # Shares of micro-batches add up to 1 but for rounding.
         done = terms.get("clamped_share", 0.0) > 1 - 1e-6 and (
             terms.get("match_nll", 0.0) <= self.settings.stop_match_nll

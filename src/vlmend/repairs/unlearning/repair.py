@@ -96,7 +96,7 @@ class Unlearning(AdapterRepair):
         self,
         vlm: Vlm,
         forget: Sequence[Example],
-        retain: Sequence[Example],
+        retain: Sequence[Example] = (),
         *,
         folder: Path,
         about: Mapping[str, Any] | None = None,
@@ -109,7 +109,7 @@ class Unlearning(AdapterRepair):
         Args:
             vlm: The model, without repairs applied.
             forget: What is to be unlearned; with targets where the match term is on.
-            retain: What is to stay.
+            retain: What is to stay; none where the objective never reads it, as "ga".
             folder: Where checkpoint and records of the training are.
             about: More facts about the data by role, such as names and licences.
             progress: Called after each step as progress(what, done, total).
@@ -118,14 +118,17 @@ class Unlearning(AdapterRepair):
             watch_every: Steps between two calls; it is called at the start and the end as well.
 
         Raises:
-            ConfigError: Settings that do not fit the model or the data; or the model is changed
-                already (a repair is applied).
+            ConfigError: Settings that do not fit the model or the data; retain data that the
+                objective never reads; or the model is changed already (a repair is applied).
             DataError: No examples, an example twice or in both sets, or one without a target.
             ArtifactError: The training changed nothing.
             RunError: As `run_loop`; or training ran away; or a tensor outside of the decoder
                 layers changed.
         """
-        streams = {"forget": forget, "retain": retain}
+        if retain:
+            self.settings.refuse_unread("retain", f"{len(retain)} retain examples")
+        given = {"forget": forget, "retain": retain}
+        streams = {role: given[role] for role in self.settings.recipe.streams}
         items = self.check(vlm, streams)
         modality, data = name_data(streams), describe_data(streams)
         before = note_model(vlm)
@@ -172,7 +175,7 @@ class Unlearning(AdapterRepair):
                 f"{len(without)} forget examples have no target to answer instead, the first is "
                 f"{without[0]!r}. Assign targets (match='refusals'), or set w_help to 0."
             )
-        return check_sets(streams["forget"], streams["retain"]).prompts
+        return check_sets(streams["forget"], streams.get("retain")).prompts
 
     def build_objective(self, vlm: Vlm, *, has_images: bool = True) -> UnlearningObjective:
         """Put a fresh adapter on a model, and make the objective that trains it.
@@ -225,9 +228,8 @@ class Unlearning(AdapterRepair):
 def _require_learnt(objective: UnlearningObjective, result: TrainingResult) -> None:
     if objective.ran_away:
         raise RunError(
-            f"at step {len(result.steps)} {result.stopped}. No adapter was saved. Use a lower "
-            "learning rate or ceiling, or a higher w_norm, and another folder; or raise "
-            "retain_kl_limit if the retain answers may change that much."
+            f"at step {len(result.steps)} {result.stopped}. No adapter was saved. "
+            f"{_advise(objective.settings)}"
         )
     try:
         require_effect(objective.adapter)
@@ -238,6 +240,18 @@ def _require_learnt(objective: UnlearningObjective, result: TrainingResult) -> N
             f"{', '.join(f'{k} {v:.3g}' for k, v in first.terms.items())}). Use a higher "
             "learning rate or more steps."
         ) from error
+
+
+def _advise(settings: UnlearningSettings) -> str:
+    """What can be done about a training that ran away, of what its objective reads."""
+    unused = settings.unused()
+    levers = ["a lower learning rate"]
+    if "ceiling" not in unused:
+        levers.append("a lower ceiling")
+    if settings.recipe.held:
+        levers.append("a higher w_norm")
+    raise_it = "" if "runaway_limit" in unused else "; or raise runaway_limit if it may go that far"
+    return f"Use {' or '.join(levers)}, and another folder{raise_it}."
 
 
 def _training_facts(
@@ -266,9 +280,15 @@ def _before_after(watched: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "suite": name,
             "kind": before["kind"],
             "num_samples": before["num_samples"],
-            "complied_before": before["asr"],
-            "complied_after": last[name]["asr"],
+            "before": _rates(before),
+            "after": _rates(last[name]),
         }
         for name, before in first.items()
         if name in last
     ]
+
+
+def _rates(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """A watched suite at one time: "asr" is the share that complied, harmful or not."""
+    names = ("low", "high", "refusal_rate", "incoherent_rate", "num_scored")
+    return {"complied_rate": facts["asr"], **{name: facts.get(name) for name in names}}

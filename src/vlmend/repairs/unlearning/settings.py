@@ -40,6 +40,16 @@ class LossRecipe(NamedTuple):
     w_norm: float
     about: str
 
+    @property
+    def held(self) -> RetainTerm | None:
+        """What holds retain answers in place, if it weighs anything."""
+        return self.retain if self.w_norm else None
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Data that the terms read."""
+        return ("forget", "retain") if self.held else ("forget",)
+
 
 OBJECTIVES = MappingProxyType(
     {
@@ -75,8 +85,9 @@ class UnlearningSettings:
         retain_term: "kl" or "nll" in place of the objective's own; None for its own.
         ceiling: How far an ascent goes: nats per token by which a forget answer becomes less
             likely than in the reference; from there the ascent leaves it alone.
-        retain_kl_limit: Mean KL of a step's retain answers, in nats per token, from which
-            training has run away and stops.
+        runaway_limit: Nats per token above which training has run away and stops: the mean KL
+            of a step's retain answers, the rise of their NLL since the first step, or without a
+            retain term how far an ascent is beyond the ceiling.
         stop_patience: Steps in a row with every forget answer at the ceiling, after which there
             is nothing left to unlearn and training stops; 0: never.
         stop_match_nll: Nats per token that the match term must be at or below for that.
@@ -104,7 +115,7 @@ class UnlearningSettings:
     w_norm: float | None = None
     retain_term: Literal["kl", "nll"] | None = None
     ceiling: float = 1.5
-    retain_kl_limit: float = 2.0
+    runaway_limit: float = 2.0
     stop_patience: int = 20
     stop_match_nll: float = 0.05
     beta: float | None = None
@@ -178,11 +189,30 @@ class UnlearningSettings:
             ("beta",): recipe.forget in ("npo", "simnpo"),
             ("gamma",): recipe.forget == "simnpo",
             ("rmu_layer", "rmu_coefficient"): recipe.forget == "misdirect",
-            ("retain_kl_limit",): recipe.retain == "kl" and bool(recipe.w_norm),
+            ("runaway_limit",): recipe.held in ("kl", "nll")
+            or (recipe.held is None and recipe.forget == "ascent"),
             ("match",): bool(recipe.w_help),
             ("rank", "alpha", "modules"): self.adapter == "lora",
         }
         return frozenset(n for names, is_read in readers.items() if not is_read for n in names)
+
+    def refuse_unread(self, role: str, given: str) -> None:
+        """Refuse data that no term reads.
+
+        Args:
+            role: "forget" or "retain".
+            given: What was given, for people.
+
+        Raises:
+            ConfigError: No term reads data of that role.
+        """
+        if role not in self.recipe.streams:
+            others = [name for name, recipe in OBJECTIVES.items() if role in recipe.streams]
+            raise ConfigError(
+                f"{given} would be ignored: objective {self.objective!r} with w_norm="
+                f"{self.recipe.w_norm:g} never reads {role} data. Leave it out, give a {role} "
+                f"term a weight, or use an objective that has one: {', '.join(others)}."
+            )
 
     def record(self) -> dict[str, Any]:
         """All settings as JSON."""
@@ -213,7 +243,7 @@ class UnlearningSettings:
             "objective": (self.objective in OBJECTIVES, ", ".join(OBJECTIVES)),
             "retain_term": (self.retain_term in (None, "kl", "nll"), "kl, nll"),
             "ceiling": (0 < self.ceiling < math.inf, "above 0, finite"),
-            "retain_kl_limit": (0 < self.retain_kl_limit < math.inf, "above 0, finite"),
+            "runaway_limit": (0 < self.runaway_limit < math.inf, "above 0, finite"),
             "stop_patience": (self.stop_patience >= 0, ">= 0; 0 never stops"),
             "stop_match_nll": (0 <= self.stop_match_nll < math.inf, ">= 0, finite"),
             "beta": (self.beta is None or 0 < self.beta < math.inf, "above 0"),

@@ -57,12 +57,12 @@ class AnswerReport:
         return asdict(self)
 
 
-def check_sets(forget: Sequence[Example], retain: Sequence[Example]) -> CheckedSets:
+def check_sets(forget: Sequence[Example], retain: Sequence[Example] | None = None) -> CheckedSets:
     """Refuse forget and retain data that contradict each other or themselves.
 
     Args:
         forget: What is to be unlearned.
-        retain: What is to stay.
+        retain: What is to stay; None where no retain data is read.
 
     Returns:
         Hashes of all prompts, and how many pairs are repeated.
@@ -71,7 +71,9 @@ def check_sets(forget: Sequence[Example], retain: Sequence[Example]) -> CheckedS
         DataError: An empty set, an id that occurs twice, a prompt in both sets, or an example
             whose answer is both to be unlearned and to be learned; names the examples.
     """
-    for name, examples in (("forget", forget), ("retain", retain)):
+    sets = {"forget": forget} if retain is None else {"forget": forget, "retain": retain}
+    retain = retain or ()
+    for name, examples in sets.items():
         if not examples:
             raise DataError(
                 f"the {name} set is empty. Give data with at least one example for it "
