@@ -22,6 +22,15 @@ _SHARES = {
 }
 """Measures printed in percent besides the first, and their headings."""
 
+_CHANGES = {
+    "incoherent": "incoherent\npoints",
+    "reward": "reward",
+    "toxicity": "toxicity\npoints",
+    "accuracy": "questions\nright, points",
+    "drop": "less with another\npicture, points",
+}
+"""Measures whose changes are printed by thirds besides that of the first, and their headings."""
+
 _ALPHA = 0.05
 
 
@@ -30,6 +39,7 @@ def print_exits(suites: Sequence[SuiteCurves]) -> None:
     for suite in suites:
         for curve in suite.curves:
             _print_curve(suite, curve)
+            _print_changes(suite, curve)
     for suite in suites:
         _print_summary(suite)
 
@@ -58,6 +68,31 @@ def _print_curve(suite: SuiteCurves, curve: Curve) -> None:
         ("exit", [_row_name(suite, p) for p in points]),
         [(heading, [write(p) for p in points]) for heading, write in columns],
     )
+
+
+def _print_changes(suite: SuiteCurves, curve: Curve) -> None:
+    """By thirds: how else the arm differs from the base, on the same items at the same exits."""
+    from vlmend.cli.console import print_wide_table
+
+    measures = [name for name in _CHANGES if any(name in p.changes for p in curve.groups)]
+    if not measures:
+        return
+    print_wide_table(
+        f"{curve.arm} less {suite.curves[0].arm} on {suite.suite}{_judge(suite)}: paired changes, "
+        "95 % over things, not corrected",
+        ("exits", [_row_name(suite, p) for p in curve.groups]),
+        [
+            (_CHANGES[name], [_change(p.changes.get(name), name) for p in curve.groups])
+            for name in measures
+        ],
+    )
+
+
+def _change(change: Change | None, measure: str) -> str:
+    if measure != "reward" or change is None:
+        return _points(change)
+    limits = "" if change.low is None else f" [{change.low:.2f}, {change.high:.2f}]"
+    return f"{change.difference:+.2f}{limits}"
 
 
 def _print_summary(suite: SuiteCurves) -> None:

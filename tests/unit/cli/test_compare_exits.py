@@ -86,6 +86,54 @@ def test_diagnoses_are_compared_arm_by_arm(tmp_path: Path, command: Command) -> 
     assert found["exits"][0]["curves"][1]["seeds"] == list(SEEDS)
 
 
+def test_all_that_a_diagnosis_measures_is_compared_by_thirds(
+    tmp_path: Path, command: Command
+) -> None:
+    words = {0: "ccccccii", 3: "cccccccc", 6: "crrrrrrr"}
+    mended = {0: "ccrrrrrr", 3: "rrrrrrii", 6: "rrrrrrrr"}
+    rewards: dict[int, list[float | None]] = {0: [-2.0] * 8, 3: [0.0] * 8, 6: [1.5] * 8}
+    risen = {
+        e: [float(n or 0) + 0.25 + i // 4 for i, n in enumerate(v)] for e, v in rewards.items()
+    }
+    right: Any = {e: [(1.0, 0.0)] * 4 + [(1.0, 1.0)] * 4 for e in words}
+    blind: Any = {e: [(1.0, 1.0)] * 4 + [(float(e == 0), 1.0)] * 4 for e in words}
+    done = command(
+        "compare",
+        store_diagnosis(tmp_path / "base", "base", words, rewards, right),
+        store_diagnosis(tmp_path / "mend", "mend", mended, risen, blind),
+    )
+    assert done.code == 0, done.err
+    title = "mend less base on mild (judge parrot): paired changes"
+    assert done.out.count(title) == 1, "the base is not compared with itself"
+    early = row(done.out, "early: 0", title)
+    assert "-25.0 [" in early, "less incoherent"
+    assert "+0.75 [" in early, "rewards"
+    assert "0.0 [0.0, 0.0]" in early, "questions right at exit 0"
+    middle = row(done.out, "middle: 3", title)
+    assert "+25.0 [" in middle
+    assert middle.count("-50.0 [") == 1, "questions right"
+    assert "-100.0 [" in middle, "what another picture costs"
+    assert "all: 0,3,6" in done.out.partition(title)[2]
+    low = float(early.partition("+0.75 [")[2].partition(",")[0])
+    assert low < 0.75
+
+
+def test_an_arm_that_measured_less_is_compared_by_what_it_has(
+    tmp_path: Path, command: Command
+) -> None:
+    words = {0: "cccccccc", 6: "crrrrrrr"}
+    rewards: dict[int, list[float | None]] = {0: [-2.0] * 8, 6: [1.5] * 8}
+    done = command(
+        "compare",
+        store_diagnosis(tmp_path / "base", "base", words, rewards),
+        store_diagnosis(tmp_path / "mend", "mend", words),
+    )
+    assert done.code == 0, done.err
+    changes = done.out.partition("mend less base on mild")[2].partition("ASR over")[0]
+    assert "incoherent" in changes
+    assert "reward" not in changes
+
+
 @pytest.mark.parametrize("kind", ["html", "svg", "pdf"])
 def test_the_curves_can_be_drawn(tmp_path: Path, command: Command, kind: str) -> None:
     run = store_audit(tmp_path / "r", {"base": BASE, "mend": MENDED})
