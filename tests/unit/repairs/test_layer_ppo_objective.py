@@ -484,6 +484,7 @@ def test_ptx_adds_the_likelihood_of_given_answers_at_the_default_exit(family: st
     vlm = tiny_vlm(family)
     ptx = replace(PPO, minibatches=1, max_new_tokens=20)
     losses: dict[float, Any] = {}
+    pulls: dict[float, dict[str, Tensor]] = {}
     runs: dict[float, int] = {}
     for coefficient in (0.0, 0.5):
         found = objective(vlm, replace(ptx, ptx_coefficient=coefficient))
@@ -494,9 +495,19 @@ def test_ptx_adds_the_likelihood_of_given_answers_at_the_default_exit(family: st
             losses[coefficient] = loss = whole_loss(found, prepared)
             parts = whole_loss(found, prepared, micro=2)
             assert_close(numbers_of(parts.terms), numbers_of(loss.terms), noise_of(torch.float32))
-            gradients(found, loss.loss)
+            pulls[coefficient] = gradients(found, loss.loss)
             assert prepared.images == 6
+            if coefficient:
+                given = [e.given for e in found_in(prepared) if e.given is not None]
+                nll, _ = found._likelihood(given)
+                pull = gradients(found, 0.5 * len(given) / 6 * nll)
     assert runs[0.5] == runs[0.0] > 0, "what the model itself reads is of the same run"
+    # What it adds to the gradient is the likelihood's, and the value head has no part in it.
+    assert {n for n, g in pull.items() if g.any()} == {n for n in pulls[0.0] if "head" not in n}
+    for name, gradient in pull.items():
+        added = pulls[0.5][name] - pulls[0.0][name]
+        assert_close(added, gradient, noise_of(torch.float32))
+    assert all(torch.equal(pulls[0.5][n], g) for n, g in pulls[0.0].items() if "head" in n)
     with objective(vlm, SFT).adapter:
         expected = 0.0
         for example in prompts("benign", 3):

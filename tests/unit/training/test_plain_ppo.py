@@ -1,4 +1,4 @@
-"""At the default exit a step is plain PPO on the text model of the same weights.
+"""At the default exit a step is plain PPO, or GRPO, on the text model of the same weights.
 
 The text model is a `LlamaForCausalLM` that is fed embeddings, one answer at a time, without
 padding, in float64; rewards, advantages and losses are those of `ppo_equations`.
@@ -9,6 +9,7 @@ Shapes: S = prompt columns, T = answer tokens, V = vocabulary, D = width.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import groupby
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -36,6 +37,9 @@ PLAIN = replace(
     entropy_coefficient=0.03,
     kl_coefficient=0.2,
 )
+
+
+PLAIN_GRPO = replace(PLAIN, algorithm="grpo", samples=3)
 
 
 class Read(NamedTuple):
@@ -76,7 +80,11 @@ def embeddings(vlm: Vlm, model: Any, experience: Experience) -> Tensor:
 
 
 def read(
-    vlm: Vlm, model: Any, experience: Experience, head: tuple[Tensor, Tensor], temperature: float
+    vlm: Vlm,
+    model: Any,
+    experience: Experience,
+    head: tuple[Tensor, Tensor] | None,
+    temperature: float,
 ) -> Read:
     answer = experience.rollout.token_ids
     with torch.no_grad():
@@ -86,10 +94,13 @@ def read(
         logits = model.lm_head(states) / temperature
     logits[:, vlm.model.config.image_token_id] = -1e9
     log_probs = logits.log_softmax(-1)
-    weight, bias = (tensor.double() for tensor in head)
+    values: list[float] = []
+    if head is not None:
+        weight, bias = (tensor.double() for tensor in head)
+        values = (states @ weight[0] + bias).tolist()
     return Read(
         [float(row[token]) for row, token in zip(log_probs, answer, strict=True)],
-        (states @ weight[0] + bias).tolist(),
+        values,
         [equations.entropy(row) for row in logits.tolist()],
     )
 
@@ -166,3 +177,79 @@ def test_a_step_at_the_default_exit_is_plain_ppo() -> None:
     assert_close(
         loss.loss.detach()[None].double(), torch.tensor([whole]).double(), noise_of(torch.float32)
     )
+
+
+@pytest.mark.parametrize("scale", [True, False])
+def test_a_step_at_the_default_exit_is_plain_grpo(scale: bool) -> None:
+    """No critic: answers to a prompt are compared, and the divergence is in the loss, as k3."""
+    vlm = ends_often(tiny_vlm("llava", dtype=torch.float64))
+    settings = replace(PLAIN_GRPO, exits=(vlm.default_exit,), scale_advantages=scale)
+    found = objective(vlm, settings)
+    with found.adapter:
+        prepared = prepare(found, streams(2))
+        experiences: list[Experience] = list(prepared.updates[0].batch[ROLLOUTS])
+        policies = [text_model(vlm, found.adapter.dense())]
+        shake(found.adapter, 0.03, seed=9)
+        policies.append(text_model(vlm, found.adapter.dense()))
+        loss = whole_loss(found, prepared, micro=5)
+    heat = settings.temperature
+    # The answers to a prompt stand together again.
+    experiences.sort(key=lambda e: e.rollout.prompt.example.id)
+    old, new, reference = (
+        [read(vlm, model, e, None, heat) for e in experiences]
+        for model in (*policies, text_model(vlm, {}))
+    )
+    gains: list[list[float]] = []
+    for _, members in groupby(experiences, key=lambda e: e.rollout.prompt.example.id):
+        answers = list(members)
+        assert len(answers) == settings.samples
+        merits = equations.group([scored(e, settings) for e in answers], scale=scale)
+        gains += [[merit] * e.length for merit, e in zip(merits, answers, strict=True)]
+
+    now, then, base = ([r.log_probs for r in reads] for reads in (new, old, reference))
+    policy = equations.mean(equations.policy(now, then, gains, settings.clip))
+    divergence = equations.mean(
+        equations.flat([equations.k3(n, b) for n, b in zip(now, base, strict=True)])
+    )
+    entropy = equations.mean(equations.flat([n.entropy for n in new]))
+    clipped = equations.mean(equations.policy_clipped(now, then, gains, settings.clip))
+    assert loss.terms["policy_loss"] == pytest.approx(policy, rel=1e-5, abs=1e-6)
+    assert loss.terms["entropy"] == pytest.approx(entropy, rel=1e-5)
+    assert loss.terms["clip_fraction"] == pytest.approx(clipped, rel=1e-5)
+    assert loss.terms["kl"] == pytest.approx(
+        fmean(sum(equations.k1(t, b)) for t, b in zip(then, base, strict=True)), rel=1e-5
+    )
+    assert 0 < clipped < 1, "nothing was clipped, or everything"
+    assert settings.kl_coefficient * divergence > 1e-3, "the divergence does not count"
+    whole = policy + settings.kl_coefficient * divergence - settings.entropy_coefficient * entropy
+    assert float(loss.loss.detach()) == pytest.approx(whole, rel=1e-5)
+
+
+def test_the_divergence_in_grpos_loss_pulls_as_it_counts() -> None:
+    """Its gradient is the slope of what it adds to the loss: a detached one would have none."""
+    vlm = ends_often(tiny_vlm("llava", dtype=torch.float64))
+    found = objective(vlm, replace(PLAIN_GRPO, exits=(vlm.default_exit,)))
+    weights = list(found.adapter.parameters.values())
+
+    def priced() -> Tensor:
+        losses: list[Tensor] = []
+        for found.kl_coefficient in (2.0, 0.0):
+            losses.append(whole_loss(found, prepared).loss)
+        return losses[0] - losses[1]
+
+    with found.adapter:
+        prepared = prepare(found, streams(2))
+        gradient = torch.autograd.grad(priced(), weights)
+        length = float(torch.stack([g.norm() for g in gradient]).norm())
+        ends: list[float] = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                for weight, g in zip(weights, gradient, strict=True):
+                    weight.add_(g, alpha=(2 if sign < 0 else 1) * sign * _STEP / length)
+                ends.append(float(priced()))
+    assert length > 0.01
+    assert (ends[0] - ends[1]) / (2 * _STEP) == pytest.approx(length, rel=1e-3)
+
+
+_STEP = 1e-3
+"""Of a finite difference: weights are float32, so a smaller one is rounded."""
