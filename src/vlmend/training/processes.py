@@ -45,7 +45,7 @@ class Processes:
     def __init__(
         self, device: torch.device, *, report_to: Sequence[str] = (), folder: Path | None = None
     ) -> None:
-        """Join the group that a launcher (torchrun, accelerate launch) describes.
+        """Join the group that a launcher such as torchrun describes.
 
         Args:
             device: Where this process trains.
@@ -70,13 +70,14 @@ class Processes:
         if kind not in _KNOWN:
             raise ConfigError(
                 f"the launcher asks for {kind}, which spreads one model over processes. Allowed: "
-                "plain data parallelism (torchrun, or accelerate launch --multi_gpu or --cpu)."
+                "plain data parallelism. Start it with `torchrun --nproc_per_node N -m "
+                "vlmend.cli.main ...`."
             )
         if self.world > 1 and self.accelerator.device.type != device.type:
             raise ConfigError(
                 f"the launcher started {self.world} processes on "
                 f"{self.accelerator.device.type!r}, but the model is on {device.type!r}. Load it "
-                "where the launcher says, or launch with --cpu."
+                f"there: --device {self.accelerator.device.type}."
             )
 
     @property
