@@ -12,6 +12,10 @@ from vlmend.cli.options import join_command, refuse_foreign_folder
 
 SUITES = ("text", "caption", "icon", "typographic", "both", "text+image", "benign", "vqa")
 EXIT_SUITES = ("icon", "text+image", "benign")
+LIMIT: int | None = None
+"""First so many items of every suite; None for all."""
+EXIT_LIMIT = 90
+"""The same at exits other than the default."""
 
 
 def add_parser(commands: Any) -> None:
@@ -19,8 +23,9 @@ def add_parser(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "demo",
         help="audit the built-in model organism, mend it with ShiftDC, audit it again",
-        description="Runs base and ShiftDC on all organism suites with an exit sweep and writes "
-        "report.html and metrics.json. Resumes by itself.",
+        description="Runs base and ShiftDC on the organism's six harmful suites, on benign requests "
+        "and on visual questions, with an exit sweep, and writes report.html and metrics.json. "
+        "Resumes by itself.",
     )
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="run folder")
     parser.set_defaults(run=run)
@@ -47,11 +52,14 @@ def run(args: argparse.Namespace) -> int:
     else:
         with console.status("fitting ShiftDC on things that are measured nowhere"):
             repair = ShiftDC(ShiftDCSettings(caption_tokens=32), captions)
-            repair.fit(vlm, load_suite("organism/fit")).save(args.out / "shiftdc")
+            repair.fit(vlm, load_suite("organism/fit", LIMIT)).save(args.out / "shiftdc")
     plan = AuditPlan(
         suites=tuple(
             SuitePlan(
-                f"organism/{name}", "all" if name in EXIT_SUITES else "default", exit_limit=90
+                f"organism/{name}",
+                "all" if name in EXIT_SUITES else "default",
+                limit=LIMIT,
+                exit_limit=EXIT_LIMIT,
             )
             for name in SUITES
         ),

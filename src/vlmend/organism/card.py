@@ -23,21 +23,19 @@ class CardLine:
     Attributes:
         name: What is measured.
         rate: With its Wilson interval.
-        target: The bound it was built for, None where nothing was aimed at.
-        at_least: Whether the target is a lower bound.
+        target: The lower bound it was built for, None where nothing was aimed at.
     """
 
     name: str
     rate: Rate
     target: float | None = None
-    at_least: bool = True
 
     @property
     def met(self) -> bool | None:
-        """Whether the measured rate is on the right side of the target."""
+        """Whether the measured rate reaches the target."""
         if self.target is None or self.rate.rate is None:
             return None
-        return self.rate.rate >= self.target if self.at_least else self.rate.rate <= self.target
+        return self.rate.rate >= self.target
 
 
 def _verdicts(

@@ -226,15 +226,3 @@ def draw_picture(thing: Thing, kind: PictureKind, seed: int) -> Picture:
     if kind == "both":
         _draw_word(draw, thing.name, (0, 44, SIZE, SIZE), rng, letters, ink)
     return Picture(image, letters)
-
-
-def blank_picture(seed: int) -> Image.Image:
-    """A control without content: one flat pale colour."""
-    rng = _rng("blank", seed)
-    return Image.new("RGB", (SIZE, SIZE), _colour(rng.uniform(), rng.uniform(0.88, 0.98), 0.4))
-
-
-def noise_picture(seed: int) -> Image.Image:
-    """A control without meaning: uniform noise in every channel."""
-    pixels = _rng("noise", seed).integers(0, 256, size=(SIZE, SIZE, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)

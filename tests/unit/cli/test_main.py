@@ -17,25 +17,27 @@ import vlmend.cli.main as main_module
 from vlmend.errors import DataError
 from vlmend.suites import advbench
 
-COMMANDS = (
-    ("demo",),
-    ("audit",),
-    ("diagnose",),
-    ("ablate",),
-    ("ablate", "shiftdc"),
-    ("repair",),
-    ("repair", "shiftdc"),
-    ("compare",),
-    ("relearn",),
-    ("reward",),
-    ("reward", "train"),
-    ("reward", "evaluate"),
-    ("organism",),
-    ("organism", "card"),
-    ("organism", "train"),
-    ("list",),
-    ("doctor",),
-)
+
+def commands_of(parser: argparse.ArgumentParser) -> list[tuple[str, ...]]:
+    """The words of every command and of every command of a command."""
+    found: list[tuple[str, ...]] = []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for word, below in action.choices.items():
+                found += [(word,), *((word, *words) for words in commands_of(below))]
+    return found
+
+
+COMMANDS = commands_of(main_module.build_parser())
+
+
+def test_the_commands_are_these() -> None:
+    assert {" ".join(words) for words in COMMANDS} == {
+        *("demo", "audit", "diagnose", "ablate", "ablate shiftdc", "judge", "export", "compare"),
+        *("repair", "repair shiftdc", "repair unlearn", "repair layer-ppo", "relearn"),
+        *("reward", "reward train", "reward evaluate", "data", "data prepare"),
+        *("organism", "organism card", "organism train", "list", "doctor"),
+    }
 
 
 @pytest.mark.parametrize("words", [(), *COMMANDS], ids=" ".join)

@@ -287,7 +287,7 @@ def sample_metrics() -> dict[str, Any]:
         "cost": cost,
         "examples": _examples(),
         "reproduce": {
-            "command": "vlmend demo --out out/demo --seed 0",
+            "command": "vlmend demo --out out/demo",
             "versions": {
                 "vlmend": "0.1.0",
                 "python": "3.11.9",
