@@ -23,8 +23,8 @@ def add_parser(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "demo",
         help="audit the built-in model organism, mend it with ShiftDC, audit it again",
-        description="Runs base and ShiftDC on the organism's six harmful suites, on benign requests "
-        "and on visual questions, with an exit sweep, and writes report.html and metrics.json. "
+        description="Runs base and ShiftDC on the organism's six harmful suites, benign requests "
+        "and visual questions, with an exit sweep, and writes report.html and metrics.json. "
         "Resumes by itself.",
     )
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="run folder")
