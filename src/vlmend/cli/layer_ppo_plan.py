@@ -169,8 +169,8 @@ def _read_reward(plan: Plan) -> RewardName:
 
 
 def _name_reader(settings: LayerPPOSettings) -> str:
-    control = f" with kl control {settings.kl_control!r}" if settings.algorithm != "sft" else ""
-    return f"algorithm {settings.algorithm!r}{control}"
+    control = f", kl control {settings.kl_control!r}" if settings.algorithm != "sft" else ""
+    return f"algorithm {settings.algorithm!r} with adapter {settings.adapter!r}{control}"
 
 
 def _add_typed_watch(watch: HeldOut, args: argparse.Namespace) -> HeldOut:

@@ -52,6 +52,7 @@ from vlmend.types import user
 PPO = SETTINGS
 GRPO = replace(SETTINGS, algorithm="grpo", samples=3)
 SFT = replace(SETTINGS, algorithm="sft", max_new_tokens=20)
+FULL = replace(PPO, adapter="full")
 
 
 def found_in(prepared: Prepared) -> list[Experience]:
@@ -142,7 +143,7 @@ def test_prompts_with_different_numbers_of_pictures_are_one_update() -> None:
 # ---- where gradients go, and what the reference is
 
 
-@pytest.mark.parametrize("settings", [PPO, GRPO, SFT], ids=["ppo", "grpo", "sft"])
+@pytest.mark.parametrize("settings", [PPO, GRPO, SFT, FULL], ids=["ppo", "grpo", "sft", "full"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_reach_the_adapter_and_the_value_head_alone(
     family: str, settings: LayerPPOSettings
@@ -162,10 +163,11 @@ def test_gradients_reach_the_adapter_and_the_value_head_alone(
         assert len(trained) > len(heads)
 
 
+@pytest.mark.parametrize("adapter", ["lora", "full"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_reference_is_the_model_before_the_adapter(family: str) -> None:
+def test_the_reference_is_the_model_before_the_adapter(family: str, adapter: Any) -> None:
     vlm = tiny_vlm(family)
-    found = objective(vlm, replace(GRPO, minibatches=1))
+    found = objective(vlm, replace(GRPO, minibatches=1, adapter=adapter))
     with found.adapter:
         experiences = found_in(prepare(found, streams()))
         batches = dict(found._batches)

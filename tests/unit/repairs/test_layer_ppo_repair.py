@@ -323,6 +323,38 @@ def test_of_collapsed_checks_the_adapter_of_the_least_spoilt_is_kept(
     assert repair.fingerprint == one.fingerprint
 
 
+@pytest.mark.parametrize("adapters", ["shared", "per-exit"])
+def test_the_decoders_own_weights_can_train_too(adapters: Any, tmp_path: Path) -> None:
+    vlm = tiny_vlm("llava")
+    before, logits = vlm.weights_sha256, probe_logits(vlm)
+    full = replace(PER_EXIT, adapters=adapters, adapter="full", layers=(1,))
+    repair = trained(vlm, tmp_path, full, replace(STRONG, steps=1))
+    assert repair.name.startswith("layer-ppo(exits=1,3, ")
+    assert "adapter=full, layers=1" in repair.name
+    assert "rank" not in repair.name
+    assert "modules" not in repair.name
+    tensors = {n for weights in repair.adapters_.values() for n in weights.tensors}
+    assert tensors
+    assert all(f"{vlm.spec.decoder_layers}.1." in name for name in tensors)
+    assert vlm.weights_sha256 == before
+    assert torch.equal(probe_logits(vlm), logits)
+    loaded = load_repair(repair.save(tmp_path), vlm)
+    for exit_layer in (None, 1, 3):
+        with repair.apply(vlm):
+            expected = says(vlm, exit_layer)
+        with loaded.apply(vlm):
+            assert says(vlm, exit_layer) == expected
+    with repair.apply(vlm):
+        changed = says(vlm, 1)
+    assert changed != says(vlm, 1)
+
+
+def test_full_weights_of_a_rounded_model_are_refused(tmp_path: Path) -> None:
+    vlm = tiny_vlm("llava", dtype=torch.bfloat16)
+    with pytest.raises(ConfigError, match="full weights train in float32 only"):
+        trained(vlm, tmp_path, replace(SETTINGS, adapter="full"))
+
+
 def test_a_training_does_not_go_on_under_another_rule(vlm: Vlm, tmp_path: Path) -> None:
     """The best adapter so far is on disk by the rule of before."""
     trained(vlm, tmp_path, loop=replace(LOOP, steps=1))

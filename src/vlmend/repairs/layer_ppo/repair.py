@@ -55,7 +55,7 @@ from vlmend.runs import JsonLines
 from vlmend.suites.registry import check_ids
 from vlmend.training.adapter_files import read_adapter, save_adapter
 from vlmend.training.adapter_loading import put_on, require_effect
-from vlmend.training.adapters import Adapter, AdapterWeights, LoraSettings, add_lora
+from vlmend.training.adapters import Adapter, AdapterWeights, LoraSettings, add_full, add_lora
 from vlmend.training.cost_curve import training_record
 from vlmend.training.data_facts import describe_data, name_data
 from vlmend.training.examples import Example
@@ -246,11 +246,10 @@ class LayerPPO(AdapterRepair):
             exits: Where prompts leave the encoder; those of the settings if None.
 
         Raises:
-            ConfigError: A layer, module or exit that the model does not have; no reward model.
+            ConfigError: A layer, module or exit that the model does not have; no reward model;
+                full weights of a model that is not in float32.
         """
-        settings = self.settings
-        lora = LoraSettings(settings.rank, settings.alpha, settings.layers, settings.modules)
-        adapter = add_lora(vlm, lora, seed=self.loop.seed)
+        settings, adapter = self.settings, self._new_adapter(vlm)
         try:
             return LayerPPOObjective(
                 vlm,
@@ -265,6 +264,13 @@ class LayerPPO(AdapterRepair):
         except BaseException:
             adapter.remove()
             raise
+
+    def _new_adapter(self, vlm: Vlm) -> Adapter:
+        settings = self.settings
+        if settings.adapter == "full":
+            return add_full(vlm, settings.layers)
+        lora = LoraSettings(settings.rank, settings.alpha, settings.layers, settings.modules)
+        return add_lora(vlm, lora, seed=self.loop.seed)
 
     # ---- applying
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from vlmend.errors import ConfigError
 from vlmend.models.spec import format_layers
+from vlmend.training.adapter_settings import AdapterKind
 from vlmend.training.records import read_settings
 
 Algorithm = Literal["ppo", "grpo", "sft"]
@@ -42,6 +43,8 @@ _OF_ONE_ALGORITHM = {
     ),
     "grpo": ("samples", "scale_advantages"),
 }
+
+_OF_LORA = ("rank", "alpha", "modules")
 
 _OF_ADAPTIVE_CONTROL = ("kl_target", "kl_horizon")
 
@@ -79,6 +82,7 @@ class LayerPPOSettings:
         kl_horizon: Answers over which an adaptive price adapts.
         reward_clip: Largest standardised score, in either direction.
         cut_penalty: Taken off the score of an answer that does not end.
+        adapter: "lora", or "full" for the decoder layers' own weights.
         rank: Rank of LoRA.
         alpha: Scale of LoRA; the update is alpha / rank times the product.
         layers: Decoder layers (0-based) that train; None for all.
@@ -112,6 +116,7 @@ class LayerPPOSettings:
     kl_horizon: float = 10_000.0
     reward_clip: float = 5.0
     cut_penalty: float = 1.0
+    adapter: AdapterKind = "lora"
     rank: int = 8
     alpha: float = 16.0
     layers: tuple[int, ...] | None = None
@@ -132,13 +137,15 @@ class LayerPPOSettings:
         return self.algorithm == "ppo" and self.ptx_coefficient > 0
 
     def unused(self) -> frozenset[str]:
-        """Settings that this algorithm never reads."""
+        """Settings that this algorithm and this adapter never read."""
         names = {n for algorithm, own in _OF_ONE_ALGORITHM.items() for n in own}
         names -= set(_OF_ONE_ALGORITHM.get(self.algorithm, ()))
         if self.algorithm == "sft":
             names |= set(_SAMPLING)
         if self.algorithm == "sft" or self.kl_control == "fixed":
             names |= set(_OF_ADAPTIVE_CONTROL)
+        if self.adapter == "full":
+            names |= set(_OF_LORA)
         return frozenset(names)
 
     def record(self) -> dict[str, Any]:
@@ -209,6 +216,7 @@ class LayerPPOSettings:
             "algorithm": (self.algorithm in get_args(Algorithm), "ppo, grpo, sft"),
             "exits": (known, "random, all, or at least one exit"),
             "adapters": (self.adapters in get_args(Adapters), "shared, per-exit"),
+            "adapter": (self.adapter in get_args(AdapterKind), "lora, full"),
             "rank": (self.rank >= 1, ">= 1"),
             "alpha": (0 < self.alpha < math.inf, "above 0, finite"),
             "layers": (self.layers is None or bool(self.layers), "at least one, or None for all"),
