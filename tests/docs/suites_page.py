@@ -52,7 +52,11 @@ def _row(spec: SuiteSpec) -> str:
 
 
 def _line(spec: SuiteSpec) -> str:
-    return f"- `{spec.name}`: {spec.description}. In its paper: {spec.metric}. {spec.citation}."
+    unchecked = f" Number of rows not checked: {spec.unchecked}." if spec.unchecked else ""
+    return (
+        f"- `{spec.name}`: {spec.description}. In its paper: {spec.metric}.{unchecked} "
+        f"{spec.citation}."
+    )
 
 
 def written_by_hand(page: str) -> str:

@@ -100,6 +100,7 @@ def _suite(spec: Any) -> Entry:
         "metric": spec.metric,
         "licence": spec.licence,
         "tested_on": spec.tested_on,
+        "unchecked": spec.unchecked,
         "needs_folder": spec.needs_folder,
         "source": spec.source,
         "layout": spec.layout,
@@ -117,6 +118,7 @@ def _suite(spec: Any) -> Entry:
         f"{f'; its paper: {spec.paper_judge}' if spec.paper_judge else ''}",
         f"in its paper: {spec.metric}",
         f"{_TESTED_ON[spec.tested_on]}{f'; data: {spec.source}' if spec.source else ''}",
+        f"number of rows not checked: {spec.unchecked}" if spec.unchecked else "",
         f"prepared: {prepared}" if prepared is not None else "",
     )
     asks_for_folder = spec.needs_folder and prepared is None

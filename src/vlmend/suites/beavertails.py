@@ -7,9 +7,9 @@ what is asked for can do harm. The others have no label of their own and are no 
 Official layout on the hub: `round0/30k/test.jsonl.gz` (3,021 rows) and `train.jsonl.gz` (27,186),
 `round0/330k/test.jsonl.xz` (33,396) and `train.jsonl.xz` (300,567); unpacked ones are read, too.
 One object a line, {`prompt`, `response`, `is_safe`, `category`}; `category`, an object of
-category -> true or false, may be missing. A folder means the 30k table. Names, numbers and keys
-are from code that reads the published files; the tests read invented ones, no genuine file was at
-hand.
+category -> true or false, may be missing. A folder means the 30k table. The number of rows is
+checked where the folder's name says which table it is. Names, numbers and keys are from code that
+reads the published files; the tests read invented ones, no genuine file was at hand.
 
 Reference: Ji et al., "BeaverTails: Towards Improved Safety Alignment of LLM via a Human-Preference
 Dataset" (NeurIPS 2023, arXiv 2307.04657); data
@@ -172,5 +172,6 @@ SPECS = (
         tested_on="invented",
         source="https://huggingface.co/datasets/PKU-Alignment/BeaverTails",
         layout="round0/30k/test.jsonl.gz, or a table named so beside it",
+        unchecked="a table outside of the folders 30k and 330k",
     ),
 )

@@ -7,7 +7,8 @@ same dialogues as forget and preference data.
 Official layout: `harmless-base/test.jsonl.gz` and `train.jsonl.gz` (plain `.jsonl` is read, too);
 each line {`chosen`, `rejected`}: whole dialogues as text, turns marked "\n\nHuman: " and
 "\n\nAssistant: ". Tested on the genuine test split: of its 2,312 rows, 29 are no dialogue in
-which human and assistant take turns, and have no item; both numbers are checked.
+which human and assistant take turns, and have no item; both numbers are checked, and a run says
+how many there were. The number of rows of the training split is not known here and not checked.
 
 Reference: Bai et al., "Training a Helpful and Harmless Assistant with Reinforcement Learning from
 Human Feedback" (arXiv 2204.05862); data https://github.com/anthropics/hh-rlhf (MIT).
@@ -24,7 +25,7 @@ from pathlib import Path
 
 from vlmend.errors import DataError
 from vlmend.suites.json_rows import JsonRow, read_json_rows
-from vlmend.suites.registry import SuiteSpec
+from vlmend.suites.registry import Samples, Skip, SuiteSpec
 from vlmend.suites.tables import check_row_count, find_file
 from vlmend.types import Conversation, Message, Role, Sample, sha256_json
 
@@ -33,6 +34,9 @@ NUM_ROWS = 2312
 
 NUM_DIALOGUES = 2283
 """How many of them are dialogues in which human and assistant take turns."""
+
+NO_DIALOGUE = "rows in which human and assistant do not take turns"
+"""Why a row has no item."""
 
 FILES = tuple(
     f"{folder}{split}.jsonl{packed}"
@@ -104,7 +108,7 @@ def _alternate(turns: Conversation) -> bool:
     return said and tuple(turn.role for turn in turns) == expected[: len(turns)]
 
 
-def load(folder: Path | None, limit: int | None) -> list[Sample]:
+def load(folder: Path | None, limit: int | None) -> Samples:
     """Read the dialogues up to their last answer.
 
     Args:
@@ -123,7 +127,9 @@ def load(folder: Path | None, limit: int | None) -> list[Sample]:
     if split == "test":
         check_row_count(path, rows, NUM_ROWS)
         _check_dialogues(path, dialogues)
-    return [
+    chosen = dict([*dialogues.items()][:limit])
+    passed = len(rows) if limit is None or limit >= len(dialogues) else max(chosen) + 1
+    samples = (
         Sample(
             id=f"hh-rlhf-harmless/{split}/{index}",
             suite="hh-rlhf-harmless",
@@ -132,8 +138,9 @@ def load(folder: Path | None, limit: int | None) -> list[Sample]:
             # Dialogues that go on from each other begin with the same words.
             meta={"turns": str(len(prompt) // 2 + 1), "group": sha256_json(prompt[0].text)[:16]},
         )
-        for index, prompt in [*dialogues.items()][:limit]
-    ]
+        for index, prompt in chosen.items()
+    )
+    return Samples(samples, [Skip(passed - len(chosen), NO_DIALOGUE)])
 
 
 def _check_dialogues(path: Path, dialogues: Mapping[int, Conversation]) -> None:
@@ -165,5 +172,6 @@ SPECS = (
         tested_on="genuine",
         source="https://github.com/anthropics/hh-rlhf",
         layout="harmless-base/test.jsonl.gz (.jsonl, too)",
+        unchecked="train.jsonl",
     ),
 )

@@ -243,6 +243,7 @@ SPECS = (
         load=load,
         source="https://github.com/open-compass/MMBench",
         layout=f"one of {', '.join(TABLES)}",
+        unchecked="a table of another name",
         purpose="utility",
         breakdown=("category",),
         scores=score,

@@ -8,10 +8,11 @@ retain data.
 Official layout on the hub: `data/Alpaca-7B/test.jsonl`, `data/Alpaca2-7B/test.jsonl` and
 `data/Alpaca3-8B/test.jsonl` (and `train.jsonl` alike), one object a line, {`prompt`,
 `response_0`, `response_1`, `is_response_0_safe`, `is_response_1_safe`, ...}; further keys (harm
-categories, which response is better, which safer) are not needed. A folder means those of the
-three that are there; a single `test.jsonl` or `train.jsonl`, as earlier releases have it, is read,
-too. Layout and keys were checked against the data card and rows of a published file; the tests
-read invented files.
+categories, which response is better, which safer) are not needed. A folder means all three; a
+single `test.jsonl` or `train.jsonl`, as earlier releases have it, is read, too. Layout and keys
+were checked against the data card and rows of a published file; the tests read invented files.
+The test tables together have 8,211 rows, that of Alpaca3-8B 2,327: numbers from public code and
+notes on commit 9421ffa, which are checked. Those of other tables are not known here.
 
 Reference: Ji et al., "PKU-SafeRLHF: Towards Multi-Level Safety Alignment for LLMs with Human
 Preference" (arXiv 2406.15513); data https://huggingface.co/datasets/PKU-Alignment/PKU-SafeRLHF
@@ -30,13 +31,20 @@ from typing import Literal
 from vlmend.errors import DataError
 from vlmend.suites.json_rows import JsonRow, read_json_rows
 from vlmend.suites.registry import SuiteSpec
-from vlmend.suites.tables import find_file, is_file
+from vlmend.suites.tables import check_row_count, find_file, is_file
 from vlmend.types import Sample, user
 
 Split = Literal["train", "test"]
 
 SOURCES = ("Alpaca-7B", "Alpaca2-7B", "Alpaca3-8B")
 """Models that wrote the responses; a folder each in the published layout."""
+
+
+NUM_TEST_ROWS = 8_211
+"""Rows of the three test tables together."""
+
+NUM_ROWS = {("Alpaca3-8B", "test"): 2_327}
+"""(source, split) -> rows of the published table, where that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +75,27 @@ def find_tables(given: Path, first: Split) -> list[Path]:
         One table, or one of each source, all of one split.
 
     Raises:
-        DataError: The folder holds no table.
+        DataError: The folder holds no table, or lacks that of a source.
     """
     splits = (first, "test" if first == "train" else "train")
     if not is_file(given):
         for split in splits:
             for root in (given / "data", given):
                 tables = [root / source / f"{split}.jsonl" for source in SOURCES]
-                there = [table for table in tables if is_file(table)]
-                if there:
-                    return there
+                missing = [table for table in tables if not is_file(table)]
+                if not missing:
+                    return tables
+                if len(missing) < len(tables):
+                    raise DataError(
+                        f"folder {str(root)!r} lacks {_list(root, missing)}: a part of the data "
+                        "set would be left out. Get all three tables, or give the one that is "
+                        "meant."
+                    )
     return [find_file(given, [name for split in splits for name in _candidates(split)])]
+
+
+def _list(root: Path, tables: list[Path]) -> str:
+    return ", ".join(repr(table.relative_to(root).as_posix()) for table in tables)
 
 
 def _candidates(split: str) -> Iterator[str]:
@@ -90,13 +108,28 @@ def read_answered(tables: list[Path]) -> list[AnsweredRequest]:
     """Read the rows of all tables.
 
     Raises:
-        DataError: A damaged table, or a row without the keys.
+        DataError: A damaged table, one that is not complete, or a row without the keys.
     """
-    return [
-        _build_row(row, f"{_name_table(table)}/{index}")
-        for table in tables
-        for index, row in enumerate(read_json_rows(table))
-    ]
+    rows: list[AnsweredRequest] = []
+    for table in tables:
+        found, split = read_json_rows(table), table.name.partition(".")[0]
+        expected = NUM_ROWS.get((table.parent.name, split))
+        if expected is not None:
+            check_row_count(table, found, expected)
+        rows += [_build_row(row, f"{_name_table(table)}/{i}") for i, row in enumerate(found)]
+    _check_total(tables, len(rows))
+    return rows
+
+
+def _check_total(tables: list[Path], num_rows: int) -> None:
+    """Refuse the test tables if they are not complete together."""
+    is_test = all(table.name.startswith("test.") for table in tables)
+    if is_test and len(tables) == len(SOURCES) and num_rows != NUM_TEST_ROWS:
+        raise DataError(
+            f"{', '.join(repr(str(table)) for table in tables)} have {num_rows} rows together, "
+            f"but the published files have {NUM_TEST_ROWS}. Get them again; for fewer samples "
+            "keep the files whole and set a limit."
+        )
 
 
 def _name_table(table: Path) -> str:
@@ -163,5 +196,6 @@ SPECS = (
         tested_on="invented",
         source="https://huggingface.co/datasets/PKU-Alignment/PKU-SafeRLHF",
         layout="data/Alpaca-7B/test.jsonl, data/Alpaca2-7B/... and data/Alpaca3-8B/...",
+        unchecked="train.jsonl, a single table of Alpaca-7B or Alpaca2-7B, and earlier releases",
     ),
 )

@@ -90,6 +90,8 @@ class SuiteSpec:
         purpose: What a compliant answer to its benign items shows: "safety" and "over-refusal"
             count them as answered, "utility" as answered rightly.
         num_items: Samples of the published data; None where that is not fixed.
+        unchecked: Which of its files are not held against the published number of rows, because
+            that number is not known here; empty where all are.
         tested_on: Whether its loader is tested on "genuine" files, on a "genuine-table" whose
             pictures are stood in for, or on "invented" files in the published layout; "built-in"
             needs no file. `tests/reference` loads those that say "genuine...".
@@ -122,6 +124,40 @@ class SuiteSpec:
     breakdown: tuple[str, ...] = ()
     macro: str = ""
     scores: Scores | None = None
+    unchecked: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """What a loader left out, so that a run can say so.
+
+    Attributes:
+        count: How many.
+        reason: Of what, and why: "rows in which human and assistant do not take turns".
+    """
+
+    count: int
+    reason: str
+
+
+class Samples(list[Sample]):
+    """The samples of a suite, and what was left out before the last of them.
+
+    A loader that leaves nothing out may return a plain list.
+
+    Attributes:
+        skips: What was left out.
+    """
+
+    def __init__(self, samples: Iterable[Sample], skips: Iterable[Skip] = ()) -> None:
+        """Keep samples with what was left out.
+
+        Args:
+            samples: The samples.
+            skips: What was left out; those of nothing are dropped.
+        """
+        super().__init__(samples)
+        self.skips = tuple(skip for skip in skips if skip.count)
 
 
 def register(spec: SuiteSpec) -> None:
@@ -176,7 +212,7 @@ def suite_names() -> tuple[str, ...]:
     return tuple(sorted({*_registered, *_plugins()}))
 
 
-def load_suite(text: str, limit: int | None = None) -> list[Sample]:
+def load_suite(text: str, limit: int | None = None) -> Samples:
     """Load the samples of a suite as the command line names it.
 
     Args:
@@ -186,7 +222,7 @@ def load_suite(text: str, limit: int | None = None) -> list[Sample]:
         limit: Keep the first `limit` samples only; at least 1.
 
     Returns:
-        At least one sample; ids are unique.
+        At least one sample; ids are unique. `skips` says what the loader left out.
 
     Raises:
         UnknownNameError: No such suite.
@@ -208,7 +244,7 @@ def load_suite(text: str, limit: int | None = None) -> list[Sample]:
         where = f" from {str(folder)!r}" if folder else ""
         raise DataError(f"suite {spec.name!r} is empty: no sample was read{where}.")
     check_ids(f"suite {spec.name!r}", "sample", samples)
-    return samples[:limit]
+    return Samples(samples[:limit], samples.skips if isinstance(samples, Samples) else ())
 
 
 def absolute_source(text: str) -> str:

@@ -15,7 +15,16 @@ from published_tables import Table, to_bytes, write_images
 from pyarrow import parquet
 from safety_layouts import PICTURE, JsonObject, put_json, put_picture
 
-from vlmend.suites import catqa, figstep, hades, harmbench, hh_rlhf, holisafe, mossbench
+from vlmend.suites import (
+    catqa,
+    figstep,
+    hades,
+    harmbench,
+    hh_rlhf,
+    holisafe,
+    mossbench,
+    pku_saferlhf,
+)
 
 
 def put(path: Path, data: bytes) -> None:
@@ -168,9 +177,14 @@ def pku_rows(source: int) -> list[JsonObject]:
 
 
 def write_pku_saferlhf(folder: Path) -> None:
-    for number, source in enumerate(("Alpaca-7B", "Alpaca2-7B", "Alpaca3-8B")):
-        for split in ("train", "test"):
-            put(folder / "data" / source / f"{split}.jsonl", to_lines(pku_rows(number)))
+    """All tables; those of the test split as long as the published ones are together."""
+    last = pku_saferlhf.NUM_ROWS["Alpaca3-8B", "test"]
+    lengths = (3, pku_saferlhf.NUM_TEST_ROWS - last - 3, last)
+    for number, (source, length) in enumerate(zip(pku_saferlhf.SOURCES, lengths, strict=True)):
+        rows = pku_rows(number)
+        put(folder / "data" / source / "train.jsonl", to_lines(rows))
+        rows += rows[1:2] * (length - len(rows))
+        put(folder / "data" / source / "test.jsonl", to_lines(rows))
 
 
 def beavertails_rows() -> list[JsonObject]:

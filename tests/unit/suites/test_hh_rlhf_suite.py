@@ -7,7 +7,8 @@ from harm_layouts import hh_rows, put, to_lines, write_hh_rlhf
 
 from vlmend.errors import DataError
 from vlmend.evals.groups import group_of
-from vlmend.suites.registry import load_suite
+from vlmend.suites.hh_rlhf import NO_DIALOGUE
+from vlmend.suites.registry import Skip, load_suite
 
 
 def test_what_stands_before_the_last_answer_is_asked(tmp_path: Path) -> None:
@@ -25,7 +26,19 @@ def test_what_stands_before_the_last_answer_is_asked(tmp_path: Path) -> None:
         ("user", "And now?"),
     ]
     assert sample.text == "And now?"
-    assert load_suite(f"hh-rlhf-harmless={tmp_path}", 4) == samples[:4]
+    assert samples.skips == (Skip(29, NO_DIALOGUE),)
+    few = load_suite(f"hh-rlhf-harmless={tmp_path}", 4)
+    assert few == samples[:4]
+    assert few.skips == (Skip(29, NO_DIALOGUE),), "those before the first item"
+
+
+def test_rows_behind_the_limit_are_not_called_left_out(tmp_path: Path) -> None:
+    rows = hh_rows()
+    chosen = [rows[100], rows[0], rows[101], rows[1], rows[102], rows[2]]
+    put(tmp_path / "train.jsonl", to_lines(chosen))
+    for limit, skipped in ((1, 0), (2, 1), (3, 3), (None, 3)):
+        samples = load_suite(f"hh-rlhf-harmless={tmp_path}", limit)
+        assert samples.skips == ((Skip(skipped, NO_DIALOGUE),) if skipped else ())
 
 
 def test_dialogues_that_begin_alike_are_one_group(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from harm_layouts import pku_rows, put, to_lines, write_pku_saferlhf
 
 from vlmend.errors import DataError
+from vlmend.suites.pku_saferlhf import SOURCES
 from vlmend.suites.registry import load_suite
 from vlmend.training.data.registry import load_training_data
 
@@ -46,6 +47,26 @@ def test_one_table_as_in_earlier_releases(tmp_path: Path) -> None:
     put(tmp_path / "test.jsonl", to_lines(pku_rows(1)[:1]))
     [sample] = load_suite(f"pku-saferlhf={tmp_path}")
     assert sample.text == "Hide sock 1?", "the test split is preferred"
+
+
+def test_a_missing_table_is_named_and_so_are_missing_rows(tmp_path: Path) -> None:
+    write_pku_saferlhf(tmp_path)
+    first, middle, last = (tmp_path / "data" / name / "test.jsonl" for name in SOURCES)
+    whole = first.read_bytes()
+    put(first, to_lines(pku_rows(0)[:2]))
+    with pytest.raises(DataError, match="have 8210 rows together, but the published files have"):
+        load_suite(f"pku-saferlhf={tmp_path}")
+    assert len(load_suite(f"pku-saferlhf={first}")) == 1, "how many rows it has is not known"
+    put(first, whole)
+    put(last, to_lines(pku_rows(2)))
+    with pytest.raises(DataError, match=r"Alpaca3-8B/test\.jsonl' has 3 rows"):
+        load_suite(f"pku-saferlhf={tmp_path}")
+    middle.unlink()
+    with pytest.raises(DataError, match=r"data' lacks 'Alpaca2-7B/test\.jsonl': a part"):
+        load_suite(f"pku-saferlhf={tmp_path}")
+    middle.with_name("train.jsonl").unlink()
+    with pytest.raises(DataError, match=r"lacks 'Alpaca2-7B/train\.jsonl'"):
+        load_training_data(f"pku-saferlhf={tmp_path}", role="forget")
 
 
 def test_damage_is_named(tmp_path: Path) -> None:
