@@ -53,6 +53,7 @@ from vlmend.evals.run import (
     check_images,
     describe_prompt,
     first_batch_size,
+    hash_labels,
 )
 from vlmend.evals.shards import Shard
 from vlmend.evals.stored import Place, read_peaks
@@ -299,6 +300,7 @@ def _run_facts(
         "model": model_record(vlm),
         "arms": [arm_record(arm) for arm in arms],
         "sources": {suite.spec.name: absolute_source(suite.plan.name) for suite in suites},
+        "labels": {suite.spec.name: hash_labels(suite.samples) for suite in suites},
     }
 
 
@@ -489,11 +491,10 @@ def _metrics(
 
 
 def _suite_records(suites: Sequence[LoadedSuite], measured: _Measured) -> list[dict[str, Any]]:
-    records: list[dict[str, Any]] = []
-    for suite in suites:
-        for name, kind in measured.kinds.items():
-            if name in (suite.spec.name, benign_part(suite.spec.name)):
-                cell = next(c for c in measured.cells if c.cell.suite == name)
-                record = suite_record(suite.spec, name, kind, len(cell.samples), suite.skips)
-                records.append(record)
-    return records
+    sizes = {cell.cell.suite: len(cell.samples) for cell in reversed(measured.cells)}
+    return [
+        suite_record(suite.spec, name, kind, sizes[name], suite.skips)
+        for suite in suites
+        for name, kind in measured.kinds.items()
+        if name in (suite.spec.name, benign_part(suite.spec.name))
+    ]

@@ -19,11 +19,12 @@ from vlmend.errors import ConfigError, RunError, UnknownNameError, VlmendError
 from vlmend.evals.arms import BASE, Arm
 from vlmend.evals.compare import compare_runs
 from vlmend.evals.groups import group_of
+from vlmend.evals.run import hash_labels
 from vlmend.models.vlm import Vlm
 from vlmend.repairs.shiftdc.repair import ShiftDC, ShiftDCSettings
 from vlmend.report.render import render_html
 from vlmend.runs import JsonLines, read_json
-from vlmend.suites.registry import SuiteSpec
+from vlmend.suites.registry import Samples, Skip, SuiteSpec
 from vlmend.testing import picture, tiny_vlm
 from vlmend.types import Label, Sample, user
 
@@ -399,6 +400,22 @@ def test_suites_are_checked_without_a_model(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(registry._registered, "broken", suite_spec("broken", broken))
     with pytest.raises(VlmendError, match=r"sample 'broken/91'.*cannot decode image in memory"):
         load_suites(plan(SuitePlan("broken")))
+
+
+def test_what_a_loader_left_out_is_said(
+    vlm: Vlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mild = items("mild", "hhb", first=90)
+    spec = replace(
+        suite_spec("mild", mild), load=lambda _, limit: Samples(mild, [Skip(2, "rye"), Skip(0, "")])
+    )
+    monkeypatch.setitem(registry._registered, "mild", spec)
+    metrics = run_audit(vlm, plan(SuitePlan("mild")), tmp_path)
+    first, benign = metrics["suites"]
+    assert first["skipped"] == [{"count": 2, "reason": "rye"}]
+    assert "skipped" not in benign, "told once"
+    assert "mild: left out: 2 rye" in metrics["caveats"]
+    assert read_json(tmp_path / "run.json")["labels"] == {"mild": hash_labels(mild)}
 
 
 def test_suites_that_are_loaded_are_not_loaded_again(

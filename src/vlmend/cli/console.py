@@ -201,6 +201,7 @@ def show_run(metrics: Mapping[str, Any], out: Path, *, exits: bool = True) -> No
         out: The run folder.
         exits: Print the cells at exits too; the report has them in any case.
     """
+    from vlmend.evals.caveats import list_skips
     from vlmend.report.render import render_report
 
     report = render_report(metrics, out / "report.html")
@@ -208,6 +209,8 @@ def show_run(metrics: Mapping[str, Any], out: Path, *, exits: bool = True) -> No
         f"{metrics['title']} (complied: attack success where the suite is harmful)",
         [cell for cell in metrics["cells"] if exits or cell["exit"] is None],
     )
+    for line in list_skips(metrics["suites"]):
+        _print_line(line)
     print_unmeasured(metrics["cells"])
     print_paper_numbers([cell for cell in metrics["cells"] if exits or cell["exit"] is None])
     print_comparisons([r for r in metrics["comparisons"] if exits or r["exit"] is None])

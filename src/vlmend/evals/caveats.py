@@ -59,6 +59,23 @@ def list_caveats(
     return notes
 
 
+def list_skips(suites: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What loaders left out, in words.
+
+    Args:
+        suites: Entries of `suites` in `metrics.json`.
+
+    Example:
+        >>> list_skips([{"name": "tea", "skipped": [{"count": 2, "reason": "rows without a cup"}]}])
+        ['tea: left out: 2 rows without a cup']
+    """
+    return [
+        f"{suite['name']}: left out: {skip['count']:,} {skip['reason']}"
+        for suite in suites
+        for skip in suite.get("skipped", ())
+    ]
+
+
 def list_unmeasured(cells: Iterable[Mapping[str, Any]]) -> list[str]:
     """What must stand beside an attack success rate and was not measured, in words.
 

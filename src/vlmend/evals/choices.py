@@ -25,7 +25,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,10 +40,17 @@ from vlmend.evals.run import CellResponses, Evaluation
 from vlmend.evals.stats import measure_rate
 from vlmend.models.generation import GenerateCall, Generation, GenerationSettings
 from vlmend.models.vlm import Vlm
+from vlmend.suites.registry import Skip
 from vlmend.types import Conversation, Sample, user
 
 CHOICE_SCORES = ("MC1", "MC2")
 """Names of the numbers among the "scores" of a cell."""
+
+
+UNUSABLE = (
+    "items in MC1 and MC2, which have no false answer, or whose best answer is not among the true"
+)
+"""Why an item with answers is not asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,13 +267,19 @@ class FoundChoices:
     Attributes:
         scores: From `choice_records`, by arm and suite.
         notes: What a reader must know, and which arm could not be scored why.
+        skips: By suite, items that have answers and cannot be asked.
     """
 
     scores: Mapping[tuple[str, str], Mapping[str, Any]]
     notes: tuple[str, ...]
+    skips: Mapping[str, Skip] = field(default_factory=dict[str, Skip])
 
     def note(self, metrics: dict[str, Any]) -> None:
-        """Put it into `metrics.json`: beside the scores of cells at the default path."""
+        """Put it into `metrics.json`.
+
+        Scores stand beside those of cells at the default path, what was left out beside what
+        loaders left out.
+        """
         metrics["cells"] = [
             with_choices(cell, self.scores.get((cell["arm"], cell["suite"]), {}))
             if cell["exit"] is None
@@ -274,6 +287,10 @@ class FoundChoices:
             for cell in metrics["cells"]
         ]
         metrics["caveats"] = [*metrics["caveats"], *self.notes]
+        for suite in metrics["suites"]:
+            if suite["name"] in self.skips:
+                skip = asdict(self.skips[suite["name"]])
+                suite["skipped"] = [*suite.get("skipped", ()), skip]
 
 
 def measure_choices(
@@ -289,6 +306,7 @@ def measure_choices(
     by_name = {arm.name: arm for arm in arms}
     found: dict[tuple[str, str], dict[str, Any]] = {}
     notes: list[str] = []
+    skips: dict[str, Skip] = {}
     for cell in cells:
         asked = [s for s in cell.samples if not s.images and read_choices(s) is not None]
         if cell.cell.exit is not None or not asked:
@@ -302,7 +320,9 @@ def measure_choices(
             )
             continue
         found[cell.cell.arm, cell.cell.suite] = choice_records(asked, scores)
-    return FoundChoices(found, (*((ASKED,) if found else ()), *notes))
+        lost = sum("true_answers" in s.meta and not s.images for s in cell.samples) - len(asked)
+        skips |= {cell.cell.suite: Skip(lost, UNUSABLE)} if lost else {}
+    return FoundChoices(found, (*((ASKED,) if found else ()), *notes), skips)
 
 
 def _score_all(evaluation: Evaluation, samples: Sequence[Sample]) -> dict[str, list[float]]:

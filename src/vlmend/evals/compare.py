@@ -339,7 +339,11 @@ def _comparable(run: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _refuse_different(runs: Sequence[Path]) -> None:
     refuse_repeated(runs)
-    require_alike(runs, [_comparable(run, require_judged(run)) for run in runs])
+    facts = [_comparable(run, require_judged(run)) for run in runs]
+    labels = [_read_info(run).get("labels") for run in runs]
+    if all(found is not None for found in labels):  # runs of older versions have none
+        facts = [{**fact, "labels": found} for fact, found in zip(facts, labels, strict=True)]
+    require_alike(runs, facts)
 
 
 def require_alike(runs: Sequence[Path], facts: Sequence[Mapping[str, Any]]) -> None:

@@ -7,7 +7,7 @@ import math
 import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -30,7 +30,7 @@ from vlmend.judges.registry import (
     judge_responses,
 )
 from vlmend.models.vlm import Vlm
-from vlmend.suites.registry import SuiteSpec
+from vlmend.suites.registry import Skip, SuiteSpec
 from vlmend.types import Sample, Verdict
 
 SCHEMA = 1
@@ -357,7 +357,9 @@ def _judge_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return row["name"], row.get("revision"), row.get("prompt_sha256", "")
 
 
-def suite_record(spec: SuiteSpec, name: str, kind: str, num_items: int) -> dict[str, Any]:
+def suite_record(
+    spec: SuiteSpec, name: str, kind: str, num_items: int, skips: Sequence[Skip] = ()
+) -> dict[str, Any]:
     """One entry of `suites`.
 
     Args:
@@ -365,7 +367,9 @@ def suite_record(spec: SuiteSpec, name: str, kind: str, num_items: int) -> dict[
         name: Its name, or that of its benign part.
         kind: From `suite_kind`.
         num_items: Items of that part that were answered.
+        skips: What the suite's loader left out; told of the suite, not of its benign part.
     """
+    left_out = [asdict(skip) for skip in skips] if name == spec.name else []
     return {
         "name": name,
         "kind": kind,
@@ -374,6 +378,7 @@ def suite_record(spec: SuiteSpec, name: str, kind: str, num_items: int) -> dict[
         "leak": spec.leak,
         "licence": spec.licence,
         "citation": spec.citation,
+        **({"skipped": left_out} if left_out else {}),
     }
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from vlmend.errors import ConfigError
-from vlmend.evals.caveats import list_caveats
+from vlmend.evals.caveats import list_caveats, list_skips
 from vlmend.evals.choices import kept_choices, with_choices
 from vlmend.evals.control_arms import read_controls
 from vlmend.evals.metrics import (
@@ -52,6 +52,7 @@ from vlmend.judges.registry import (
     judge_responses,
 )
 from vlmend.runs import read_json, write_json
+from vlmend.suites.registry import SuiteSpec
 from vlmend.types import Response, Sample, Verdict, VerdictValue
 
 _FIRST_CHUNK = 32
@@ -261,13 +262,12 @@ def remake_metrics(
     comparisons = compare_all(judged, next(iter(run.info["config"]["arms"])))
     controls = {found["arm"]: found["control"] for found in old.get("controls") or []}
     notes = list_caveats({c.judge.name for c in judged}, specs, set(kinds.values()))
-    answered = _answered_counts(run)
+    suites = _suite_records(run, specs, kinds, old.get("suites", []))
+    notes += list_skips(suites)
     metrics = {
         **old,
         "created": now(),
-        "suites": [
-            suite_record(specs[name], name, kind, answered[name]) for name, kind in kinds.items()
-        ],
+        "suites": suites,
         "judges": judge_records(judged, old.get("judges", [])),
         "cost": _count_cost(run, old.get("cost", [])),
         "judging": judging_records(judged, old.get("judging", [])),
@@ -282,6 +282,23 @@ def remake_metrics(
     metrics = cast("dict[str, Any]", replace_nan(metrics))
     write_json(path, metrics)
     return metrics
+
+
+def _suite_records(
+    run: ReloadedRun,
+    specs: Mapping[str, SuiteSpec],
+    kinds: Mapping[str, str],
+    old: Sequence[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """Entries of `suites`; what was left out stays, because only the run knows all of it."""
+    answered = _answered_counts(run)
+    skips = {suite.spec.name: suite.skips for suite in run.suites}
+    known = {row["name"]: {"skipped": row["skipped"]} for row in old if "skipped" in row}
+    return [
+        suite_record(specs[name], name, kind, answered[name], skips.get(name, ()))
+        | known.get(name, {})
+        for name, kind in kinds.items()
+    ]
 
 
 def _count_cost(run: ReloadedRun, old: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -13,10 +13,10 @@ from typing import Any
 
 from vlmend.errors import ConfigError, RunError
 from vlmend.evals.metrics import split_by_label
-from vlmend.evals.run import Cell, CellResponses, describe_prompt
+from vlmend.evals.run import Cell, CellResponses, describe_prompt, hash_labels
 from vlmend.evals.stored import ITEMS_FILE, Progress, read_items, read_progress, read_responses
 from vlmend.runs import read_json
-from vlmend.suites.registry import SuiteSpec, absolute_source, get_suite, load_suite
+from vlmend.suites.registry import Skip, SuiteSpec, absolute_source, get_suite, load_suite
 from vlmend.types import Response, Sample, sha256_json
 
 
@@ -28,11 +28,13 @@ class ReloadedSuite:
         spec: What it is.
         samples: The items that were asked, in their order.
         exits: Exits measured besides the default path.
+        skips: What its loader left out.
     """
 
     spec: SuiteSpec
     samples: tuple[Sample, ...]
     exits: tuple[int, ...]
+    skips: tuple[Skip, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,13 @@ def reload_run(path: Path, sources: Sequence[str] = ()) -> ReloadedRun:
     config: Mapping[str, Any] = info["config"]
     given = _name_sources(sources, config["suites"])
     suites = tuple(
-        _load_again(path, name, facts, given.get(name) or info.get("sources", {}).get(name, name))
+        _load_again(
+            path,
+            name,
+            # Runs of older versions have no hash of labels and references.
+            {**facts, "labels": info.get("labels", {}).get(name)},
+            given.get(name) or info.get("sources", {}).get(name, name),
+        )
         for name, facts in config["suites"].items()
     )
     rows = read_responses(path)
@@ -130,8 +138,14 @@ def _load_again(run: Path, name: str, facts: Mapping[str, Any], source: str) -> 
             f"asked: {_name_difference(run, name, facts, samples)}. Give the folder with the same "
             f"files as --suite {name}=FOLDER, or audit anew."
         )
+    if facts["labels"] not in (None, hash_labels(samples)):
+        raise RunError(
+            f"the labels or references of suite {name!r} ({source}) are not those that the run in "
+            f"{str(run)!r} had: {_name_other_label(run, samples)}. Give the folder with the same "
+            f"files as --suite {name}=FOLDER, or audit anew."
+        )
     spec = get_suite(source.partition("=")[0].strip())
-    return ReloadedSuite(spec, tuple(samples), tuple(facts["exits"]))
+    return ReloadedSuite(spec, tuple(samples), tuple(facts["exits"]), samples.skips)
 
 
 def _name_difference(
@@ -154,6 +168,17 @@ def _name_difference(
     if stored:
         return "the same items in another order"
     return f"the wording, an image or the id of an item ({ITEMS_FILE} is missing)"
+
+
+def _name_other_label(run: Path, samples: Sequence[Sample]) -> str:
+    """Of which item the label or the reference is another one, as far as records tell."""
+    stored = read_items(run)
+    for sample in samples:
+        row = stored.get(sample.id, {})
+        for key, now in (("label", sample.label), ("reference", sample.reference)):
+            if key in row and row[key] != now:
+                return f"the {key} of item {sample.id!r} is another one"
+    return f"those of some item ({ITEMS_FILE} does not tell which)"
 
 
 def _texts(prompt: Sequence[Sequence[Any]]) -> list[Any]:

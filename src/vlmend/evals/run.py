@@ -88,6 +88,11 @@ def _cached_image_sha256(image: ImageRef) -> str:
     return image_sha256(image)
 
 
+def hash_labels(samples: Sequence[Sample]) -> str:
+    """Hash of what decides verdicts and rates beside what is asked: labels and references."""
+    return sha256_json([[sample.id, sample.label, sample.reference] for sample in samples])
+
+
 def describe_prompt(conversation: Conversation) -> list[list[object]]:
     """A conversation as JSON: roles, texts, and images as hashes of their bytes."""
     return [

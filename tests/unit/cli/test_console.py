@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,6 +108,17 @@ def test_the_papers_numbers_have_a_table(printed: io.StringIO) -> None:
     assert any("macro over 13 (scenario) 45.1 % [40.0, 50.0]" in line for line in lines)
     assert any(line.endswith("total 1472 [1400, 1544]") for line in lines)
     assert any(line.endswith("F1 1472") for line in lines)
+
+
+def test_what_loaders_left_out_is_printed(
+    printed: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlmend.report.render.render_report", lambda _, out: out)
+    suite = {"name": "bread", "skipped": [{"count": 1029, "reason": "rows of rye"}]}
+    cells = [{**cell(), "suite_kind": "harmful"}]
+    metrics = {"title": "t", "suites": [suite], "cells": cells, "comparisons": []}
+    console.show_run(metrics, tmp_path)
+    assert "bread: left out: 1,029 rows of rye" in printed.getvalue()
 
 
 def test_a_comparison_of_a_withheld_rate_is_not_shown(printed: io.StringIO) -> None:

@@ -11,7 +11,7 @@ import pytest
 from eval_items import register_mild
 
 from vlmend.evals.asked import write_items
-from vlmend.evals.run import describe_prompt
+from vlmend.evals.run import describe_prompt, hash_labels
 from vlmend.models.generation import GenerationSettings
 from vlmend.runs import RunFolder
 from vlmend.types import Response, Sample, sha256_json, user
@@ -79,6 +79,7 @@ def write_run(
         "command": "vlmend audit invented",
         "versions": {},
         "sources": dict(sources or {}),
+        "labels": {name: hash_labels(items) for name, items in samples.items()},
         "expected": {
             arm: {name: len(items) * (1 + len(exits)) for name, items in samples.items()}
             for arm in arms

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from eval_items import register_mild
 from mild_samples import count_hooks
 from torch.nn import functional
 from utility_files import write_truthfulqa
@@ -16,6 +18,7 @@ from vlmend.audit import AuditPlan, SuitePlan, run_audit
 from vlmend.errors import DataError, ModelError
 from vlmend.evals.arms import BASE, Arm
 from vlmend.evals.choices import (
+    UNUSABLE,
     Choices,
     choice_records,
     kept_choices,
@@ -128,6 +131,22 @@ def test_the_numbers_are_those_of_the_paper() -> None:
     assert records["MC1"]["judge"] is records["MC2"]["judge"] is None
     assert records["MC2"]["value"] == pytest.approx((0.75 + 0.7) / 2)
     assert records["MC2"]["low"] <= records["MC2"]["value"] <= records["MC2"]["high"]
+
+
+def test_items_that_cannot_be_asked_are_counted_and_said(
+    vlm: Vlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def item(index: int, best: str, false: list[str]) -> Sample:
+        meta = {"true_answers": json.dumps(["Yes", "Wet"]), "false_answers": json.dumps(false)}
+        return Sample(f"tea/{index}", "tea", user(f"Is tea {index}?"), "benign", best, meta)
+
+    items = [item(0, "Yes", ["No"]), item(1, "Maybe", ["No"]), item(2, "Wet", [])]
+    register_mild(monkeypatch, items, "tea")
+    plan = AuditPlan((SuitePlan("tea"),), max_new_tokens=2, batch_check=False)
+    metrics = run_audit(vlm, plan, tmp_path / "out")
+    assert metrics["cells"][0]["scores"]["MC1"]["n"] == 1
+    assert metrics["suites"][0]["skipped"] == [{"count": 2, "reason": UNUSABLE}]
+    assert f"tea: left out: 2 {UNUSABLE}" in metrics["caveats"]
 
 
 def test_an_audit_of_truthfulqa_has_both_and_judging_again_keeps_them(

@@ -14,7 +14,7 @@ from vlmend.evals.clustered import clustered_difference
 from vlmend.evals.compare import CellVerdicts, compare_paired, compare_runs, label_arms, primary_p
 from vlmend.evals.power import min_detectable_difference
 from vlmend.evals.stats import mcnemar
-from vlmend.runs import JsonLines, write_json
+from vlmend.runs import JsonLines, read_json, write_json
 
 CONFIG: dict[str, Any] = {
     "model": "m",
@@ -127,6 +127,21 @@ def test_other_items_judges_or_settings_are_refused(
     ]
     with pytest.raises(RunError, match=words):
         compare_runs(runs)
+
+
+def test_other_labels_or_references_are_refused_where_both_runs_know_theirs(
+    tmp_path: Path,
+) -> None:
+    runs = [
+        store(tmp_path / name, {"base": {None: values}})
+        for name, values in (("a", BEFORE), ("b", AFTER), ("old", BEFORE))
+    ]
+    for run, labels in zip(runs, ("abc", "xyz"), strict=False):
+        info = read_json(run / "run.json")
+        write_json(run / "run.json", {**info, "labels": {"mild": labels}})
+    with pytest.raises(RunError, match=r"labels\.mild: abc in the first, xyz in the second"):
+        compare_runs(runs[:2])
+    assert len(compare_runs(runs[1:])) == 1, "a run of an older version does not know"
 
 
 def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ from vlmend.evals.verdict_files import read_verdicts, unfinished_file
 from vlmend.judges.registry import Decision
 from vlmend.report.render import render_report
 from vlmend.runs import JsonLines, read_json, write_json
+from vlmend.suites import registry
+from vlmend.suites.registry import Samples, Skip, get_suite
 from vlmend.types import Sample, VerdictValue, user
 
 
@@ -106,12 +108,10 @@ def test_models_that_a_server_says_have_answered_stay_in_the_records(
             return super().judge(sample, text)
 
     run = reload_run(mild_run(tmp_path / "run", monkeypatch))
-    for _ in range(2):
+    for expected in (["counter-2026-01-02"], ["counter-2026-01-02"], ["counter-2026-01-02"]):
         # The second time nothing is asked: all verdicts are there.
         metrics = remake_metrics(run, judge_run(run, [ServedJudge()]), {})
-        assert [judge.get("served_models") for judge in metrics["judges"]] == [
-            ["counter-2026-01-02"]
-        ]
+        assert [judge.get("served_models") for judge in metrics["judges"]] == [expected]
     other = remake_metrics(run, judge_run(run, [CountingJudge(revision="2")]), {})
     assert "served_models" not in other["judges"][0]
 
@@ -181,6 +181,44 @@ def test_other_items_are_refused_and_the_difference_is_named(
     register_mild(monkeypatch, now)
     with pytest.raises(RunError, match=words):
         reload_run(path)
+
+
+@pytest.mark.parametrize("key", ["label", "reference"])
+def test_other_labels_and_references_are_refused_and_the_item_is_named(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = mild_run(tmp_path / "run", monkeypatch)
+    now = {"label": "benign", "reference": "Like this."}[key]
+    items = asked()
+    register_mild(monkeypatch, [*items[:3], replace(items[3], **{key: now}), *items[4:]])
+    with pytest.raises(RunError, match=f"labels or references.*the {key} of item 'mild/3' is an"):
+        reload_run(path)
+    info = read_json(path / "run.json")
+    del info["labels"]
+    write_json(path / "run.json", info)
+    assert sum(len(cell.samples) for cell in reload_run(path).cells) == 12, "an older run"
+
+
+def test_what_a_loader_left_out_is_in_the_records_whoever_judges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = mild_run(tmp_path / "run", monkeypatch)
+    spec = get_suite("mild")
+    left_out = replace(
+        spec, load=lambda folder, limit: Samples(spec.load(folder, limit), [Skip(3, "rows of rye")])
+    )
+    monkeypatch.setitem(registry._registered, "mild", left_out)
+    run = reload_run(path)
+    for _ in range(2):
+        metrics = remake_metrics(run, judge_run(run, [CountingJudge()]), {})
+        assert metrics["suites"][0]["skipped"] == [{"count": 3, "reason": "rows of rye"}]
+        assert metrics["caveats"].count("mild: left out: 3 rows of rye") == 1
+    measured = [{"count": 1, "reason": "items in MC1"}]
+    stored = read_json(path / "metrics.json")
+    stored["suites"][0]["skipped"] += measured
+    write_json(path / "metrics.json", stored)
+    again = remake_metrics(run, judge_run(run, [CountingJudge()]), {})
+    assert again["suites"][0]["skipped"][1:] == measured, "what only the run knew"
 
 
 def test_a_run_that_is_not_finished_is_judged_as_far_as_it_is(
