@@ -15,10 +15,12 @@ from vlmend.errors import ConfigError, DataError
 from vlmend.models.vlm import Vlm
 from vlmend.repairs.unlearning.objective import UnlearningObjective
 from vlmend.repairs.unlearning.settings import OBJECTIVES, UnlearningSettings
-from vlmend.testing import picture, tiny_vlm
+from vlmend.testing import FLOAT64_NOISE, assert_close, picture, tiny_vlm
 from vlmend.training.adapters import Adapter, LoraSettings, add_full, add_lora, without_adapter
 from vlmend.training.examples import Example
+from vlmend.training.gradient_checkpointing import recomputing_layers
 from vlmend.training.losses.rmu import control_vector
+from vlmend.training.objective import StepLoss
 from vlmend.types import user
 
 CLOSE = 1e-6
@@ -295,6 +297,45 @@ def test_full_weights_train_with_every_objective(name: str) -> None:
         with_gradient = {n for n, p in vlm.model.named_parameters() if p.grad is not None}
         assert with_gradient
         assert with_gradient <= set(adapter.parameters)
+
+
+@pytest.mark.parametrize("name", ["unlearn", "rmu"])
+@pytest.mark.parametrize("family", ["llava", "mllama"])
+def test_recomputed_layers_give_the_same_loss_and_gradients(family: str, name: str) -> None:
+    """Passes with the adapter and without it, and states that a hook hands out."""
+    vlm = tiny_vlm(family, dtype=torch.float64)
+    last = vlm.num_decoder_layers - 1
+    settings = replace(SETTINGS, objective=name, rmu_layer=last)
+    given = batch("mixed")
+    runs = [0]
+
+    def count(*_: Any) -> None:
+        runs[0] += 1
+
+    vlm.decoder_layers[last].get_submodule("mlp").register_forward_pre_hook(count)
+    with objective_of(vlm, settings) as objective:
+
+        def take() -> tuple[StepLoss, dict[str, torch.Tensor], int]:
+            objective.zero_grad()
+            runs[0] = 0
+            step = objective(given)
+            step.loss.backward()
+            gradients = {
+                n: torch.zeros(1) if p.grad is None else p.grad.clone()
+                for n, p in objective.adapter.parameters.items()
+            }
+            return step, gradients, runs[0]
+
+        plain, gradients, passes = take()
+        with recomputing_layers(objective):
+            again, recomputed, all_passes = take()
+    # Those of the reference have no backward pass.
+    assert passes < all_passes < 2 * passes
+    assert torch.equal(again.loss, plain.loss)
+    assert again == plain._replace(loss=again.loss)
+    assert sum(bool(gradient.any()) for gradient in gradients.values()) > 4
+    for parameter, gradient in gradients.items():
+        assert_close(recomputed[parameter], gradient, FLOAT64_NOISE)
 
 
 # ---- the end of it

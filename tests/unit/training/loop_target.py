@@ -1,4 +1,4 @@
-"""A process that trains in forked children, so that a test can kill them again and again.
+"""A process that unlearns in forked children, so that a test can kill them again and again.
 
 torch is imported once. For every folder on standard input it forks a child that trains there
 (or goes on), and prints the child's id; an empty line waits for the last child and prints how it
@@ -25,22 +25,28 @@ STEP_S = 0.08
 
 
 def train(folder: Path) -> None:
-    from loop_objectives import tiny_answers, tiny_streams
+    from unlearning_data import forget_examples, retain_examples
 
     from vlmend.models.generation import GenerationSettings
+    from vlmend.repairs.unlearning.repair import Unlearning
+    from vlmend.repairs.unlearning.settings import UnlearningSettings
+    from vlmend.testing import tiny_vlm
     from vlmend.training.loop import run_loop
     from vlmend.training.meter import Meter
 
-    objective = tiny_answers()
-    asked = [example.messages for example in tiny_streams()["retain"][:2]]
+    vlm = tiny_vlm("llava")
+    settings = UnlearningSettings(rank=2)
+    objective = Unlearning(settings, SETTINGS).build_objective(vlm)
+    streams = {"forget": forget_examples("mixed", 7), "retain": retain_examples("mixed", 6)}
+    asked = [example.messages for example in streams["retain"] if example.images]
 
     def watch(_step: int) -> dict[str, Any]:
-        answers = objective.vlm.generate(asked, GenerationSettings(max_new_tokens=6))
+        answers = vlm.generate(asked, GenerationSettings(max_new_tokens=6))
         return {"says": [answer.text for answer in answers]}
 
     run_loop(
         objective,
-        tiny_streams(),
+        streams,
         objective.adapter.parameters,
         SETTINGS,
         folder,
@@ -55,7 +61,7 @@ def train(folder: Path) -> None:
 def main() -> None:
     # Before anything runs in parallel: OpenMP's threads do not survive a fork.
     torch.set_num_threads(1)
-    import loop_objectives  # noqa: F401
+    import unlearning_data  # noqa: F401
 
     import vlmend.training.loop  # noqa: F401
 

@@ -87,12 +87,15 @@ def test_tensorboard_shows_every_step_once(tmp_path: Path) -> None:
     assert [value for _, value in curves["loss"]] == pytest.approx(losses, rel=1e-6)  # float32
 
 
-@pytest.fixture
-def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, Any]]]:
-    """What a package with trackio's interface is told."""
+@pytest.fixture(params=["trackio", "wandb"])
+def stand_in(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[str, list[tuple[str, Any]]]]:
+    """A package with the interface that accelerate uses of both: its name, what it is told."""
+    name: str = request.param
     seen: list[tuple[str, Any]] = []
     (tmp_path / "packages").mkdir()
-    (tmp_path / "packages" / "trackio.py").write_text(
+    (tmp_path / "packages" / f"{name}.py").write_text(
         "calls = []\n"
         "class Run:\n"
         "    def log(self, values, step=None): calls.append(('log', (step, values)))\n"
@@ -108,25 +111,35 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tupl
     monkeypatch.setattr(
         tracking,
         "_available_trackers",
-        [*tracking._available_trackers, tracking.LoggerType.TRACKIO],
+        [*tracking._available_trackers, tracking.LoggerType(name)],
     )
-    module: ModuleType = __import__("trackio")
+    module: ModuleType = __import__(name)
     module.__dict__["calls"] = seen
-    yield seen
-    del sys.modules["trackio"]
+    yield name, seen
+    del sys.modules[name]
 
 
-def test_trackers_with_runs_are_told_which(tmp_path: Path, calls: list[tuple[str, Any]]) -> None:
-    run(tmp_path / "out", "trackio")
+def test_trackers_with_runs_are_told_which(
+    tmp_path: Path, stand_in: tuple[str, list[tuple[str, Any]]]
+) -> None:
+    name, calls = stand_in
+    run(tmp_path / "out", name)
     kinds = [kind for kind, _ in calls]
     assert kinds == ["init", *["log"] * 6, "finish"]
     settings = calls[0][1]
     assert settings["project"] == "vlmend"
     assert settings["resume"] == "allow"
     assert settings["name"].startswith("out-")
+    # What W&B goes on with is the id; trackio has none.
+    assert settings.get("id") == (settings["name"] if name == "wandb" else None)
     assert settings["config"]["loop"]["lr"] == 0.01
     steps = [value for kind, value in calls if kind == "log"]
     assert [step for step, _ in steps] == [0, 1, 2, 3, 4, 4]
     assert all(isinstance(number, float) for _, row in steps for number in row.values())
     assert {"loss", "terms/left"} <= steps[1][1].keys()
     assert steps[-1][1] == {"watch/asr": 0.5}
+    # The same training again is the same run.
+    calls.clear()
+    run(tmp_path / "out", name)
+    assert [kind for kind, _ in calls] == ["init", "finish"]
+    assert calls[0][1] == settings
