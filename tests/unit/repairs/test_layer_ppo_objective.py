@@ -539,6 +539,14 @@ def test_every_given_answer_is_learnt_once_a_pass() -> None:
         assert {e.rollout.text for e in given} == {"A cup of tea."}
 
 
+def test_returns_that_are_all_alike_have_no_explained_variance() -> None:
+    vlm = tiny_vlm("llava")
+    alike = replace(PPO, kl_coefficient=0.0, cut_penalty=0.0, lam=1.0)
+    found = objective(vlm, alike, lambda _request, _answer: 1.0)
+    with found.adapter:
+        assert "explained_variance" not in whole_loss(found, prepare(found, streams())).terms
+
+
 def test_everything_to_watch_is_named_and_finite() -> None:
     vlm = tiny_vlm("llava")
     for settings, more in ((PPO, {"value_loss", "explained_variance"}), (GRPO, set[str]())):

@@ -343,7 +343,8 @@ class LayerPPOObjective(Objective):
         )
         moments = partial(all_moments, context, mask_BT=mask_BT)
         share = explained_share(moments(returns_BT - values_BT), moments(returns_BT))
-        self._facts["explained_variance"] = 0.0 if share is None else share
+        if share is not None:  # returns that are all alike have nothing to explain
+            self._facts["explained_variance"] = share
         if settings.whiten_advantages:
             advantages_BT = whiten(advantages_BT, mask_BT, moments(advantages_BT))
         for experience, advantages_T, returns_T in zip(
