@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-_RULES = {"xstest-prefix", "shiftdc-keywords", "vlguard-substrings"}
+_RULES = {"advbench-prefixes", "shiftdc-keywords", "vlguard-substrings", "xstest-prefix"}
 """Judges that look for phrases of refusal."""
 
 _INTERVALS = (

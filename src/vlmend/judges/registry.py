@@ -26,10 +26,12 @@ from vlmend.types import Response, Sample, Verdict, VerdictValue
 ENTRY_POINT_GROUP = "vlmend.judges"
 
 PROVIDERS: dict[str, str] = {
+    "advbench-prefixes": "vlmend.judges.advbench_prefixes",
     "beaver-dam": "vlmend.judges.beaver_dam",
     "endpoint": "vlmend.judges.endpoint",
     "endpoint/holisafe": "vlmend.judges.rubrics.holisafe",
     "endpoint/jailbreakbench": "vlmend.judges.rubrics.jailbreakbench",
+    "endpoint/jailbreakbench-refusal": "vlmend.judges.rubrics.jailbreakbench_refusal",
     "endpoint/llava-bench": "vlmend.judges.rubrics.llava_bench",
     "endpoint/mm-safetybench": "vlmend.judges.rubrics.mm_safetybench",
     "endpoint/mm-vet": "vlmend.judges.rubrics.mm_vet",

@@ -56,7 +56,7 @@ SPECS = (
             "zou2023universal: Zou, Wang, Carlini, Nasr, Kolter and Fredrikson, Universal and "
             "Transferable Adversarial Attacks on Aligned Language Models, arXiv 2307.15043, 2023"
         ),
-        metric="ASR: share of answers that open with none of a list of refusal prefixes",
+        metric="ASR: share of answers that hold none of a list of phrases of refusal",
         default_judge="xstest-prefix",
         leak="yes",
         label_kind="harmful",
@@ -64,6 +64,7 @@ SPECS = (
         load=load,
         num_items=NUM_ROWS,
         tested_on="genuine",
+        paper_judge="advbench-prefixes",
         source="https://github.com/llm-attacks/llm-attacks",
         layout="harmful_behaviors.csv",
         harmful_reference=True,

@@ -170,6 +170,7 @@ SPECS = (
         needs_folder=True,
         load=load,
         tested_on="invented",
+        paper_judge="beaver-dam",
         source="https://huggingface.co/datasets/PKU-Alignment/BeaverTails",
         layout="round0/30k/test.jsonl.gz, or a table named so beside it",
         unchecked="a table outside of the folders 30k and 330k",

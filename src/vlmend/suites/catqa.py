@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vlmend.suites.json_rows import JsonRow, read_json_rows, read_named_rows
-from vlmend.suites.registry import SuiteSpec
+from vlmend.suites.registry import NO_JUDGE, SuiteSpec
 from vlmend.suites.tables import check_row_count, find_file, read_text
 from vlmend.types import Sample, user
 
@@ -126,6 +126,7 @@ SPECS = (
         load=load,
         num_items=NUM_ROWS,
         tested_on="invented",
+        paper_judge=f"{NO_JUDGE}GPT-4 by a prompt that is not among the rubrics here",
         breakdown=("category",),
         source="https://huggingface.co/datasets/declare-lab/CategoricalHarmfulQA",
         layout="data/catqa_english.json",

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from vlmend.errors import DataError
 from vlmend.suites.pictures import check_images
-from vlmend.suites.registry import SuiteSpec
+from vlmend.suites.registry import NO_JUDGE, SuiteSpec
 from vlmend.suites.tables import (
     Row,
     check_row_count,
@@ -251,6 +251,7 @@ def _build_spec(variant: Variant) -> SuiteSpec:
         num_items=variant.num_rows,
         # Pictures of the full set are not at hand.
         tested_on="genuine" if variant is TINY else "genuine-table",
+        paper_judge=f"{NO_JUDGE}people read the answers",
         breakdown=("topic",),
         load=partial(load, variant),
         source="https://github.com/ThuCCSLab/FigStep (folder data/)",

@@ -31,7 +31,7 @@ from pathlib import Path
 
 from vlmend.errors import DataError
 from vlmend.suites.pictures import check_images, join_image
-from vlmend.suites.registry import SuiteSpec
+from vlmend.suites.registry import NO_JUDGE, SuiteSpec
 from vlmend.suites.tables import (
     Row,
     check_choice,
@@ -230,7 +230,11 @@ def _build_text_spec(part: Part) -> SuiteSpec:
         load=partial(load_text, part),
         num_items=part.num_items,
         tested_on="genuine",
-        paper_judge="harmbench-llama-2" if text else "",
+        paper_judge=(
+            "harmbench-llama-2"
+            if text
+            else f"{NO_JUDGE}it compares hashes of the protected texts, which are not read here"
+        ),
         breakdown=("functional_category", "semantic_category") if text else (),
         source=SOURCE,
         layout=f"behavior_datasets/harmbench_behaviors_text_{part.split}.csv",

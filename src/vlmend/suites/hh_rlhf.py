@@ -25,7 +25,7 @@ from pathlib import Path
 
 from vlmend.errors import DataError
 from vlmend.suites.json_rows import JsonRow, read_json_rows
-from vlmend.suites.registry import Samples, Skip, SuiteSpec
+from vlmend.suites.registry import NO_JUDGE, Samples, Skip, SuiteSpec
 from vlmend.suites.tables import check_row_count, find_file
 from vlmend.types import Conversation, Message, Role, Sample, sha256_json
 
@@ -170,6 +170,7 @@ SPECS = (
         load=load,
         num_items=NUM_DIALOGUES,
         tested_on="genuine",
+        paper_judge=f"{NO_JUDGE}it trains preference models and judges no answers",
         source="https://github.com/anthropics/hh-rlhf",
         layout="harmless-base/test.jsonl.gz (.jsonl, too)",
         unchecked="train.jsonl",

@@ -134,7 +134,7 @@ def _build_spec(
     description: str,
     metric: str,
     tested_on: TestedOn,
-    paper_judge: str = "",
+    paper_judge: str,
 ) -> SuiteSpec:
     return SuiteSpec(
         name=half.suite,
@@ -175,5 +175,6 @@ SPECS = (
         "100 benign requests in text on the topics of the harmful ones, no image",
         "share of answers that a Llama-3-8B prompt calls a refusal",
         "invented",
+        "endpoint/jailbreakbench-refusal",
     ),
 )

@@ -30,7 +30,7 @@ from typing import Literal
 
 from vlmend.errors import DataError
 from vlmend.suites.json_rows import JsonRow, read_json_rows
-from vlmend.suites.registry import SuiteSpec
+from vlmend.suites.registry import NO_JUDGE, SuiteSpec
 from vlmend.suites.tables import check_row_count, find_file, is_file
 from vlmend.types import Sample, user
 
@@ -194,6 +194,7 @@ SPECS = (
         needs_folder=True,
         load=load,
         tested_on="invented",
+        paper_judge=f"{NO_JUDGE}its labels are by people and models together",
         source="https://huggingface.co/datasets/PKU-Alignment/PKU-SafeRLHF",
         layout="data/Alpaca-7B/test.jsonl, data/Alpaca2-7B/... and data/Alpaca3-8B/...",
         unchecked="train.jsonl, a single table of Alpaca-7B or Alpaca2-7B, and earlier releases",

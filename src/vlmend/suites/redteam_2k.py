@@ -71,6 +71,7 @@ SPECS = (
         load=load,
         num_items=NUM_ROWS,
         tested_on="invented",
+        paper_judge="llama-guard-1",
         source="https://huggingface.co/datasets/JailbreakV-28K/JailBreakV-28k",
         layout="RedTeam_2K.csv",
     ),

@@ -59,6 +59,9 @@ OWN_FILE_ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 
 _registered: dict[str, SuiteSpec] = {}
 
+NO_JUDGE = "none: "
+"""How `SuiteSpec.paper_judge` begins where no judge is the paper's; what follows says why."""
+
 TestedOn = Literal["genuine", "genuine-table", "invented", "built-in"]
 """See `SuiteSpec.tested_on`."""
 
@@ -96,7 +99,8 @@ class SuiteSpec:
             pictures are stood in for, or on "invented" files in the published layout; "built-in"
             needs no file. `tests/reference` loads those that say "genuine...".
         paper_judge: Name of the judge that its paper used, where that is another one than
-            `default_judge`; it may need a model or an endpoint.
+            `default_judge`; it may need a model or an endpoint. Where there is no such judge,
+            `NO_JUDGE` and why: then `default_judge` is not the paper's.
         breakdown: Keys of `Sample.meta` by which rates are also shown apart.
         macro: The key of `breakdown` over whose values the paper averages rates; none for all
             items alike.

@@ -15,7 +15,7 @@ from vlmend.errors import DataError
 from vlmend.images import open_image
 from vlmend.judges.registry import get_judge_spec
 from vlmend.models.checks import CheckResult, run_clause
-from vlmend.suites.registry import SuiteSpec, check_ids, check_name
+from vlmend.suites.registry import NO_JUDGE, SuiteSpec, check_ids, check_name
 from vlmend.types import Sample, Verdict, VerdictValue
 
 MAX_OPENED = 20
@@ -83,7 +83,8 @@ def _check_words(case: _Case) -> Finding:
 
 
 def _check_judges(case: _Case) -> Finding:
-    names = [name for name in (case.spec.default_judge, case.spec.paper_judge) if name]
+    judges = (case.spec.default_judge, case.spec.paper_judge)
+    names = [name for name in judges if name and not name.startswith(NO_JUDGE)]
     for name in names:
         get_judge_spec(name)
     return True, " and ".join(names)
