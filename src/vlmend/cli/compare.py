@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     import json
 
-    from vlmend.cli.console import results
+    from vlmend.cli.console import print_unmeasured, results
     from vlmend.evals.compare import compare_runs, describe_unfinished
     from vlmend.evals.exit_curves import build_curves
     from vlmend.evals.exit_items import are_diagnoses, read_exit_items
@@ -80,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
     if audits:
         _print_audits(args, records, exits_follow=bool(curves))
     _print_curves(args, curves)
+    if not audits:
+        print_unmeasured([{"suite_kind": suite.kind} for suite in curves])
     return 0
 
 

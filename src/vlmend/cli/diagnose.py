@@ -206,7 +206,7 @@ def _load_arm(vlm: Vlm, args: argparse.Namespace) -> Arm:
 
 def _show(record: Mapping[str, Any], out: Path) -> None:
     """Print what was found; write the page and its figures."""
-    from vlmend.cli.console import console, print_table
+    from vlmend.cli.console import console, print_table, print_unmeasured
     from vlmend.report.diagnosis.page import render_diagnosis
     from vlmend.report.figures import write_figures
 
@@ -218,7 +218,9 @@ def _show(record: Mapping[str, Any], out: Path) -> None:
         from vlmend.evals.exit_curves import build_curves
         from vlmend.evals.exit_items import read_exit_items
 
-        print_exits([build_curves(suite) for suite in read_exit_items([out])])
+        curves = [build_curves(suite) for suite in read_exit_items([out])]
+        print_exits(curves)
+        print_unmeasured([{"suite_kind": suite.kind} for suite in curves])
     page = render_diagnosis(record, out / "report.html")
     figures = write_figures(record, out / "figures")
     for line in (f"report: {page}", f"{len(figures)} figures: {out / 'figures'}"):

@@ -222,7 +222,7 @@ def _facts(args: argparse.Namespace, vlm: Vlm, attack: Attack) -> dict[str, Any]
 
 def print_attack(record: Mapping[str, Any]) -> None:
     """The curves side by side, and in words how soon each model gives in."""
-    from vlmend.cli.console import interval, print_blocks, print_wide_table
+    from vlmend.cli.console import interval, print_blocks, print_unmeasured, print_wide_table
 
     arms: Sequence[Mapping[str, Any]] = record["arms"]
     steps = [str(point["step"]) for point in arms[0]["points"]]
@@ -241,6 +241,8 @@ def print_attack(record: Mapping[str, Any]) -> None:
         ("steps", steps),
         columns,
     )
+    # The attack asks harmful items only.
+    print_unmeasured([{"suite_kind": "harmful"}])
     print_blocks((arm["name"], describe_arm(arm, record)) for arm in arms)
 
 

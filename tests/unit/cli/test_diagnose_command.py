@@ -81,11 +81,13 @@ def test_a_repair_is_diagnosed_at_the_exits_and_compared(
         )
         assert done.code == 0, done.err
         assert "ASR over vision exits of organism/icon" in done.out
+        assert "over-refusal: not measured (no benign suite was run)" in done.out
         assert (run / "figures" / "exits.svg").is_file()
     assert "with shiftdc" in (runs[1] / "report.html").read_text()
     compared = command("compare", *runs)
     assert compared.code == 0, compared.err
     assert "shiftdc(caption_tokens=2) on organism/icon" in compared.out
+    assert compared.out.count("over-refusal: not measured") == 1
     refused = command("diagnose", model, *asked[2:], "--repair", artifact, "--out", tmp_path / "x")
     assert refused.code == 2
     assert "add --only exits" in refused.error_line

@@ -176,6 +176,8 @@ def test_curves_stand_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
         "within 5 points of the base's 75.0 %: after 8 steps (by its interval 8 to more than 8)"
         in words
     )
+    assert "over-refusal: not measured (no benign suite was run)" in words
+    assert "utility: not measured (no utility suite was run)" in words
 
 
 @pytest.mark.parametrize("scored", [0, 38])
