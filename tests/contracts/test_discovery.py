@@ -11,11 +11,13 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from shown_map import map_in
 from torch import Tensor, nn
 from transformers import (
     DynamicCache,
@@ -34,8 +36,8 @@ from transformers.models.llama.modeling_llama import (
 )
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer, SiglipVisionEmbeddings
 
-from vlmend.errors import ModelError
-from vlmend.hooks.prove import prove_spec
+from vlmend.errors import ConfigError, ModelError
+from vlmend.hooks.prove import prove_given, prove_spec
 from vlmend.models import proven
 from vlmend.models.spec import FamilySpec
 from vlmend.models.vlm import Vlm
@@ -296,9 +298,11 @@ def test_a_broken_decoder_is_refused_with_the_clause_it_breaks(
     text = str(caught.value)
     assert clause in text
     assert evidence in text
-    # The map to start a family file from.
-    assert "FamilySpec(model_type='unseen'" in text
-    assert "decoder_layers='eyes.vision_blocks'" in text
+    # The map to start from, with what was found of the encoder.
+    shown = map_in(text)
+    assert shown.decoder_layers == "eyes.vision_blocks"
+    assert shown.vision_stacks == ("language_model.layers",)
+    assert not shown.no_exits
     assert not list(cache.rglob("*.json"))
 
 
@@ -314,8 +318,37 @@ class NeedsPictures(Unseen):
 def test_a_model_that_refuses_words_alone_is_refused() -> None:
     model, processor = build_unseen()
     model.__class__ = NeedsPictures
-    with pytest.raises(ModelError, match=r"words alone .ValueError: You have to specify pixel_va"):
+    said = r"words alone .ValueError: You have to specify pixel_va"
+    with pytest.raises(ModelError, match=said) as caught:
         prove(model, processor)
+    assert map_in(str(caught.value)).lm_head == "projector"
+
+
+def test_a_model_without_an_unembedding_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = build_unseen()
+    monkeypatch.setattr(Unseen, "get_output_embeddings", lambda _: None)
+    with pytest.raises(ModelError, match="no unembedding of one matrix") as caught:
+        prove(model, processor)
+    assert map_in(str(caught.value)).model_type == "unseen"
+
+
+# ---- a map of one's own
+
+
+def test_a_map_of_ones_own_is_proven_like_any_other(cache: Path) -> None:
+    model, processor = build_unseen()
+    own = replace(FAMILY, image_only_layers=None)
+    assert prove_given(model, processor, "unseen", own) is own
+    assert model.passes > 20
+    assert not list(cache.rglob("*.json"))
+    with pytest.raises(ModelError, match=r"does not hold\. Failed: each layer is given what"):
+        prove_given(model, processor, "unseen", replace(own, decoder_layers="eyes.layers"))
+
+
+def test_a_map_of_another_type_is_refused() -> None:
+    model, processor = build_unseen()
+    with pytest.raises(ConfigError, match="the map of 'seen' was given for 'unseen'"):
+        prove_given(model, processor, "unseen", replace(FAMILY, model_type="seen"))
 
 
 # ---- broken encoders cost the exits, and nothing else

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,22 +40,52 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from vlmend.cli.console import quiet_libraries
-    from vlmend.evals.check_up import check_up
-    from vlmend.evals.metrics import model_record, software_versions
-    from vlmend.repairs.protocol import load_repair
+    from vlmend.evals.metrics import software_versions
 
     quiet_libraries()
-    vlm = open_model(args)
-    facts: dict[str, Any] = {"model": model_record(vlm), "versions": software_versions()}
-    repair = load_repair(args.repair, vlm) if args.repair else None
-    if repair is not None:
-        facts["repair"] = {"name": repair.name, "fingerprint": repair.fingerprint}
-    found = check_up(vlm, repair)
+    facts: dict[str, Any] = {"versions": software_versions()}
+    found = _examine(args, facts)
     if args.json:
         print(json.dumps({**facts, **_plain(found)}, indent=2, ensure_ascii=False))
     else:
         _print(args.model, facts, found)
     return 0 if found.passed else 2
+
+
+def _examine(args: argparse.Namespace, facts: dict[str, Any]) -> CheckUp:
+    """All findings; with `--json` that the model is refused is one of them.
+
+    Args:
+        args: The command line.
+        facts: Filled with what is known of model and repair.
+
+    Raises:
+        VlmendError: The model is refused, without `--json`.
+    """
+    from vlmend.errors import VlmendError
+    from vlmend.evals.check_up import CheckUp, Finding, check_room, check_up
+    from vlmend.evals.metrics import model_record
+    from vlmend.repairs.protocol import load_repair
+
+    room = check_room(args.model, args.dtype, args.device)
+    if room.status == "FAIL":
+        return CheckUp({}, [room])
+    try:
+        vlm = open_model(args)
+    except VlmendError as error:
+        if not args.json:  # one line, as every command says it
+            raise
+        return CheckUp({}, [room, Finding("loading", "FAIL", str(error))])
+    facts["model"] = model_record(vlm)
+    repair, refused = None, []
+    if args.repair:
+        try:
+            repair = load_repair(args.repair, vlm)
+            facts["repair"] = {"name": repair.name, "fingerprint": repair.fingerprint}
+        except VlmendError as error:
+            refused = [Finding("repair", "FAIL", str(error))]
+    found = check_up(vlm, repair)
+    return CheckUp(found.contract, [room, *found.findings, *refused])
 
 
 def _plain(found: CheckUp) -> dict[str, Any]:
@@ -74,20 +104,21 @@ def _plain(found: CheckUp) -> dict[str, Any]:
 
 def _print(name: str, facts: dict[str, Any], found: CheckUp) -> None:
     """One screen: a line for each check, one more for each clause that failed."""
-    model = facts["model"]
-    rows: list[Row] = [
-        (
-            "model",
-            "",
-            f"{model['family']}, {model['num_parameters']:,} parameters, weights "
-            f"{model['weights_sha256'][:12]}, {model['dtype']} on {model['device']}",
-        ),
-        ("versions", "", ", ".join(f"{k} {v}" for k, v in facts["versions"].items())),
-    ]
+    rows: list[Row] = []
+    if "model" in facts:
+        rows.append(("model", "", _model_line(facts["model"])))
+    rows.append(("versions", "", ", ".join(f"{k} {v}" for k, v in facts["versions"].items())))
     for on, results in found.contract.items():
         rows += _contract_rows(on, results)
     rows += [(f.check, f.status, _cut(f.evidence, f.status)) for f in found.findings]
     _print_rows(name, rows)
+
+
+def _model_line(model: Mapping[str, Any]) -> str:
+    return (
+        f"{model['family']}, {model['num_parameters']:,} parameters, weights "
+        f"{model['weights_sha256'][:12]}, {model['dtype']} on {model['device']}"
+    )
 
 
 def _contract_rows(on: str, results: Sequence[CheckResult]) -> list[Row]:

@@ -33,7 +33,7 @@ def add_model_options(
     parser.add_argument("model", metavar="MODEL", nargs=None if required else "?", help=MODEL_HELP)
     parser.add_argument(
         "--dtype",
-        choices=("auto", "float32", "bfloat16"),
+        choices=("auto", "float32", "bfloat16", "float16"),
         default="auto",
         help="weights are loaded in this dtype (default: auto, what the checkpoint says)",
     )

@@ -23,13 +23,15 @@ from vlmend.evals.batch_invariance import check_batches
 from vlmend.hooks.contract import default_conversations, run_contract
 from vlmend.hooks.edit import edit_layers
 from vlmend.hooks.logits import reading_logits
-from vlmend.hooks.prove import describe_spec
 from vlmend.hooks.tolerances import relative_difference
 from vlmend.models.checks import CheckResult
 from vlmend.models.encode import render_prompts
 from vlmend.models.families import FAMILIES
 from vlmend.models.generation import GenerationSettings
 from vlmend.models.generators import cache_of
+from vlmend.models.load import DTYPES, SPREAD, resolve_device
+from vlmend.models.sources import stored_bytes
+from vlmend.models.spec import describe_spec
 from vlmend.models.vlm import Vlm
 from vlmend.types import Conversation, Message, Sample, conversation_images, user
 
@@ -318,6 +320,42 @@ def _check_end(vlm: Vlm) -> tuple[Status, str]:
 
 
 # ---- memory
+
+
+def check_room(name: str, dtype: str, device: str) -> Finding:
+    """Compare what the weights of a saved model take with what is free, before it is loaded.
+
+    Args:
+        name: As for `load_vlm`.
+        dtype: As for `load_vlm`.
+        device: As for `load_vlm`.
+
+    Raises:
+        ConfigError: Unknown device.
+    """
+    check = "room for it"
+    if device == SPREAD:
+        return Finding(check, "note", "spread: as much as fits is put on each device")
+    asked = DTYPES.get(dtype)
+    needed = stored_bytes(name, asked if isinstance(asked, torch.dtype) else None)
+    if needed is None:
+        return Finding(check, "note", "what it takes is known once it is loaded: it is no folder")
+    # A model is read into main memory, wherever it goes from there.
+    places = dict.fromkeys((torch.device("cpu"), resolve_device(device)))
+    free = {place: free_bytes(place) for place in places}
+    told = ", ".join(
+        f"free on {place}: {'not known' if size is None else _amount(size)}"
+        for place, size in free.items()
+    )
+    short = [str(place) for place, size in free.items() if size is not None and size < needed]
+    if not short:
+        return Finding(check, "pass", f"weights {_amount(needed)}; {told}")
+    return Finding(
+        check,
+        "FAIL",
+        f"weights {_amount(needed)}; {told}. Too little on {' and '.join(short)}, so it was not "
+        "loaded. Take --dtype bfloat16, --device spread or a larger machine.",
+    )
 
 
 def _check_memory(vlm: Vlm) -> tuple[Status, str]:

@@ -8,13 +8,13 @@ that one would have to write; only vision exits may be left out, with the clause
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from vlmend.errors import ModelError, VlmendError
+from vlmend.errors import ConfigError, ModelError, VlmendError
 from vlmend.hooks.contract import default_conversations, run_contract
 from vlmend.hooks.exits import exit_vision_at
 from vlmend.hooks.layer_inputs import measure_changes, measure_picture_columns
@@ -26,7 +26,14 @@ from vlmend.models.discover import Evidence, propose_spec
 from vlmend.models.encode import encode_conversations
 from vlmend.models.placement import main_device
 from vlmend.models.proven import recall_spec, remember_spec
-from vlmend.models.spec import PROMPT_FIELDS, FamilySpec, format_layers
+from vlmend.models.spec import (
+    PROMPT_FIELDS,
+    UNKNOWN,
+    FamilySpec,
+    advise_map,
+    format_layers,
+    sketch_spec,
+)
 from vlmend.models.vlm import Vlm
 
 _FAILURES = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError)
@@ -63,6 +70,27 @@ def prove_spec(
     return spec
 
 
+def prove_given(model: Any, processor: Any, name: str, spec: FamilySpec) -> FamilySpec:
+    """Prove a map that was written by hand; it is not remembered.
+
+    Raises:
+        ConfigError: It is of another type than the model.
+        ModelError: It does not hold; names every failed clause.
+    """
+    if spec.model_type != model.config.model_type:
+        raise ConfigError(
+            f"the map of {spec.model_type!r} was given for {name!r}, whose config says "
+            f"{model.config.model_type!r}. Give a map of that type."
+        )
+    results = _results(model, processor, name, spec)
+    if not all(result.passed for result in results):
+        raise ModelError(
+            f"the map that was given for {name!r} does not hold. Failed: {_describe(results)}. "
+            "Mend it, or leave it out to have one discovered."
+        )
+    return spec
+
+
 def gather_evidence(model: Any, processor: Any, hints: FamilySpec | None = None) -> Evidence:
     """Run a model twice, with and without pictures, and note what its modules do.
 
@@ -74,7 +102,7 @@ def gather_evidence(model: Any, processor: Any, hints: FamilySpec | None = None)
     if head is None or path is None or not hasattr(head, "in_features"):
         raise ModelError(
             f"{type(model).__name__} has no unembedding of one matrix, so its decoder cannot be "
-            "told from its other parts."
+            f"told from its other parts. {_advise(model, UNKNOWN)}"
         )
     passes: list[Any] = []
     for images in (False, True):
@@ -91,9 +119,9 @@ def gather_evidence(model: Any, processor: Any, hints: FamilySpec | None = None)
             what = "a prompt with a picture" if images else "a prompt of words alone"
             raise ModelError(
                 f"{type(model).__name__} cannot be run on {what} ({type(error).__name__}: "
-                f"{error}), so its parts cannot be told apart. A model that needs a picture in "
-                "every prompt, or one that encodes prompts apart from its answers, is none that "
-                "vlmend can audit."
+                f"{error}), so its parts cannot be told apart. Of a model that asks for a picture "
+                "in every prompt the map must say so (always_asked); one that encodes prompts "
+                f"apart from its answers cannot be audited. {_advise(model, path)}"
             ) from error
     return Evidence(
         model_type=model.config.model_type,
@@ -113,16 +141,16 @@ def gather_evidence(model: Any, processor: Any, hints: FamilySpec | None = None)
     )
 
 
-def describe_spec(spec: FamilySpec) -> str:
-    """A map as one writes it."""
-    shown = {field.name: getattr(spec, field.name) for field in fields(spec)}
-    values = ", ".join(f"{name}={value!r}" for name, value in shown.items() if value)
-    return f"FamilySpec({values})"
+def _advise(model: Any, lm_head: str) -> str:
+    title = type(model).__name__
+    known = sketch_spec(model.config.model_type, title, lm_head=lm_head, decoder_layers=UNKNOWN)
+    return advise_map(known)
 
 
 def _prove(
     model: Any, processor: Any, name: str, spec: FamilySpec
 ) -> tuple[FamilySpec, list[CheckResult]]:
+    proposed = spec
     if spec.vision_stacks:
         measured = _measure_exit(model, processor, name, spec)
         if isinstance(measured, FamilySpec):
@@ -139,8 +167,8 @@ def _prove(
     if not all(result.passed for result in results):
         raise ModelError(
             f"{name!r} is of a family that no file describes ({spec.model_type!r}), and the map "
-            f"that its modules suggest does not hold. Failed: {_describe(results)}. Write a family "
-            f"file with the right map, starting from {describe_spec(spec)}."
+            f"that its modules suggest does not hold. Failed: {_describe(results)}. "
+            f"{advise_map(proposed)}"
         )
     return spec, results
 

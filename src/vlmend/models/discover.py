@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from vlmend.errors import ModelError
-from vlmend.models.spec import FamilySpec
+from vlmend.models.spec import UNKNOWN, FamilySpec, advise_map, sketch_spec
 
 Shape = tuple[int, ...]
 
@@ -171,7 +171,7 @@ def _find_decoder(evidence: Evidence, stacks: Sequence[_Stack]) -> _Stack:
         raise ModelError(
             f"no decoder was found in {evidence.title}: no list of modules runs with and without "
             f"a picture and keeps states of width {evidence.width}, which {evidence.lm_head!r} "
-            f"takes. Lists looked at: {looked or 'none'}."
+            f"takes. Lists looked at: {looked or 'none'}. {_advise(evidence)}"
         )
     # The one that ends last: what is unembedded comes from it.
     return max(found, key=lambda stack: max(stack.starts))
@@ -192,9 +192,20 @@ def _find_norm(evidence: Evidence, decoder: _Stack) -> str:
     if not candidates:
         raise ModelError(
             f"no norm was found in {evidence.title} between the last decoder layer {last!r} and "
-            f"the unembedding {evidence.lm_head!r}."
+            f"the unembedding {evidence.lm_head!r}. {_advise(evidence, decoder.path)}"
         )
     return candidates[-1]
+
+
+def _advise(evidence: Evidence, decoder_layers: str = UNKNOWN) -> str:
+    return advise_map(
+        sketch_spec(
+            evidence.model_type,
+            evidence.title,
+            lm_head=evidence.lm_head,
+            decoder_layers=decoder_layers,
+        )
+    )
 
 
 def _find_vision(stacks: Sequence[_Stack], ran_on_text: set[str], begin: int) -> list[_Stack]:

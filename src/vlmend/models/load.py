@@ -6,23 +6,25 @@ run code).
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
     PROCESSOR_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoModelForSequenceClassification,
     AutoProcessor,
     AutoTokenizer,
@@ -40,24 +42,25 @@ from vlmend.models.decoder_classifier import decoder_as_classifier
 from vlmend.models.families import FAMILIES
 from vlmend.models.placement import spread_options
 from vlmend.models.processors import image_text_class, take_tensors, uses_pil
+from vlmend.models.sources import check_location, resolve_alias
 from vlmend.models.spec import FamilySpec
 from vlmend.models.vlm import Vlm
 
-DtypeName = Literal["auto", "float32", "bfloat16"]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-"""Owner and name. Ids without an owner exist, but no vision-language model has one."""
-
-# Above us in the import order, hence by name.
-ALIASES: dict[str, str] = {"organism": "vlmend.organism"}
-"""Model names that come with vlmend -> module whose `weights_folder()` holds them."""
-
-_DTYPES: dict[str, torch.dtype | str] = {
+DTYPES: dict[str, torch.dtype | str] = {
     "auto": "auto",
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
 }
 
+_MODEL_CLASSES: tuple[tuple[Any, Any], ...] = (
+    (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText),
+    (MODEL_FOR_MULTIMODAL_LM_MAPPING, AutoModelForMultimodalLM),
+    (MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM),
+)
+"""Where transformers lists models that write text about pictures, the likeliest first."""
 
 SPREAD = "spread"
 """As a device: over all GPUs, then main memory, then the disk, as far as each goes."""
@@ -70,6 +73,7 @@ def load_vlm(
     device: str = "cpu",
     max_memory: Mapping[int | str, int | str] | None = None,
     offload_folder: Path | None = None,
+    family: FamilySpec | None = None,
 ) -> Vlm:
     """Load a vision-language model and prove the cheap half of its contract.
 
@@ -84,10 +88,12 @@ def load_vlm(
             or as "20GiB"; by default what is free.
         offload_folder: With "spread": where weights that the checkpoint does not hold in this
             dtype are kept; by default a folder that is removed when the process ends.
+        family: A map of your own, instead of a family file or a discovery; the whole contract
+            is run on it at each load.
 
     Raises:
         ModelError: Unknown or incomplete model, text-only model, unsupported family, or one
-            whose anatomy is not what its config says.
+            whose anatomy is not what its config or the given map says.
         ConfigError: Unknown dtype or device.
     """
     name = (
@@ -99,28 +105,31 @@ def load_vlm(
     if not spread and (max_memory is not None or offload_folder is not None):
         raise ConfigError("max_memory and offload_folder are for device 'spread' only.")
     target = None if spread else resolve_device(device)
-    if dtype not in _DTYPES:
-        raise ConfigError(f"unknown dtype {dtype!r}. Allowed: {', '.join(_DTYPES)}.")
-    source = _resolve_alias(name)
-    _check_location(source)
-    config = _load_config(source)
+    if dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}. Allowed: {', '.join(DTYPES)}.")
+    source = resolve_alias(name)
+    check_location(source)
+    config = _load_config(source, listed=family is None)
     placed = spread_options(max_memory, offload_folder) if spread else {}
-    model = _load_weights(source, config, _DTYPES[dtype], **placed)
+    model = _load_weights(source, config, DTYPES[dtype], **placed)
     if target is not None:
         model = model.to(target)
     processor = _load_processor(source, config)
-    vlm = Vlm(model, processor, name=name, spec=_find_spec(model, processor, name))
+    vlm = Vlm(model, processor, name=name, spec=_find_spec(model, processor, name, family))
     require_all(vlm, cheap_checks(vlm))
     return vlm
 
 
-def _find_spec(model: Any, processor: Any, name: str) -> FamilySpec:
+def _find_spec(model: Any, processor: Any, name: str, given: FamilySpec | None) -> FamilySpec:
     """The map of a known family, or one that is proven on this very model."""
     known = FAMILIES.get(model.config.model_type)
-    if known is not None and has_parts(model, known):
+    if given is None and known is not None and has_parts(model, known):
         return known
     # Above us in the import order, hence by name: a proof hooks into the model.
-    return importlib.import_module("vlmend.hooks.prove").prove_spec(model, processor, name, known)
+    prove: Any = importlib.import_module("vlmend.hooks.prove")
+    if given is not None:
+        return prove.prove_given(model, processor, name, given)
+    return prove.prove_spec(model, processor, name, known)
 
 
 def load_parts(name_or_path: str | Path) -> tuple[Any, Any]:
@@ -135,8 +144,8 @@ def load_parts(name_or_path: str | Path) -> tuple[Any, Any]:
     Raises:
         ModelError: Unknown or incomplete model, text-only model, unsupported family.
     """
-    source = _resolve_alias(str(Path(name_or_path).expanduser()))
-    _check_location(source)
+    source = resolve_alias(str(Path(name_or_path).expanduser()))
+    check_location(source)
     config = _load_config(source)
     return config, _load_processor(source, config)
 
@@ -158,7 +167,7 @@ def load_sequence_classifier(name_or_path: str | Path, *, device: str = "cpu") -
     """
     name = str(Path(name_or_path).expanduser())
     target = resolve_device(device)
-    _check_location(name)
+    check_location(name)
     model, info, tokenizer = _load_classifier(name)
     _require_complete(name, info)
     return model.to(target).eval(), tokenizer
@@ -185,9 +194,9 @@ def load_classifier_base(
             tokenizer, or one that transformers has no classifier for.
         ConfigError: Unknown device.
     """
-    name = _resolve_alias(str(Path(name_or_path).expanduser()))
+    name = resolve_alias(str(Path(name_or_path).expanduser()))
     target = resolve_device(device)
-    _check_location(name)
+    check_location(name)
     config = _read_config(name)
     if config.model_type in FAMILIES:
         model, tokenizer = decoder_as_classifier(load_vlm(name_or_path, dtype="float32"), seed=seed)
@@ -284,7 +293,7 @@ def _load_judge(
     name = str(Path(name_or_path).expanduser())
     target = resolve_device(device)
     if not (Path(name) / "adapter_config.json").is_file():
-        _check_location(name)
+        check_location(name)
     try:
         loaded: Any = model_class.from_pretrained(
             name,
@@ -339,13 +348,6 @@ def _load_classifier(name: str, **options: Any) -> tuple[Any, dict[str, Any], An
     return model, dict(info), tokenizer
 
 
-def _resolve_alias(name: str) -> str:
-    """The folder of a model that comes with vlmend; any other name stays as it is."""
-    if name not in ALIASES:
-        return name
-    return str(importlib.import_module(ALIASES[name]).weights_folder())
-
-
 def resolve_device(device: str) -> torch.device:
     """The device of a name, "auto" being a GPU where there is one; ConfigError for no device."""
     if device == "auto":
@@ -360,35 +362,6 @@ def resolve_device(device: str) -> torch.device:
     if target.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {device!r} was asked for, but PyTorch sees no GPU. Use 'cpu'.")
     return target
-
-
-def _check_location(name: str) -> None:
-    """Tell a wrong folder from a model id, before transformers takes one for the other."""
-    folder = Path(name)
-    if name.strip() and folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelError(
-                f"folder {name!r} has no config.json, so it is no saved model. Give the folder "
-                "that `save_pretrained` wrote, with model and processor."
-            )
-        return
-    if folder.exists() or not _HUB_ID.fullmatch(name):
-        raise ModelError(
-            f"unknown model {name!r}: there is no such folder, and it is no Hugging Face model "
-            "id either. Give a folder with config.json, or an id of the form owner/name, such as "
-            f"'llava-hf/llava-1.5-7b-hf'.{_suggest(folder)}"
-        )
-
-
-def _suggest(folder: Path) -> str:
-    """The nearest of the models that come with vlmend and of the saved ones beside the path."""
-    parent = folder.parent
-    try:
-        beside = [str(path.parent) for path in parent.glob("*/config.json")]
-    except OSError:  # no rights to look
-        beside = []
-    near = difflib.get_close_matches(str(folder), [*ALIASES, *beside], n=1, cutoff=0.6)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def _read_config(name: str) -> Any:
@@ -410,11 +383,13 @@ def _read_config(name: str) -> Any:
         ) from error
 
 
-def _load_config(name: str) -> Any:
+def _load_config(name: str, *, listed: bool = True) -> Any:
+    """The config of a model that can be audited; `listed`: of a type that is known for pictures."""
     supported = ", ".join(sorted(FAMILIES))
     config = _read_config(name)
     kind = config.model_type
-    if kind not in FAMILIES and type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+    known = kind in FAMILIES or type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    if listed and not known:
         raise ModelError(
             f"model {name!r} has model_type {kind!r}: no vision-language model. Known families: "
             f"{supported}; others are discovered and proven when they are loaded, if transformers "
@@ -430,9 +405,22 @@ def _load_config(name: str) -> Any:
     return config
 
 
+def _model_class(name: str, config: Any) -> Any:
+    """The auto class whose list holds the model: some are not listed with those of pictures."""
+    for mapping, auto_class in _MODEL_CLASSES:
+        if type(config) in mapping:
+            return auto_class
+    raise ModelError(
+        f"model {name!r} has model_type {config.model_type!r}, for which transformers "
+        f"{transformers.__version__} has no class that writes text about pictures. Use a release "
+        "of transformers that has one, or another model."
+    )
+
+
 def _load_weights(name: str, config: Any, dtype: torch.dtype | str, **placed: Any) -> Any:
+    model_class = _model_class(name, config)
     try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = model_class.from_pretrained(
             name,
             config=config,
             dtype=dtype,

@@ -15,7 +15,7 @@ The one layer convention of vlmend, stated here and used everywhere:
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from itertools import accumulate
 from typing import Any, Literal, cast
 
@@ -135,6 +135,45 @@ PROMPT_FIELDS = (
     "renamed_inputs",
 )
 """What of a map holds for every model of the type, whatever its parts are."""
+
+
+UNKNOWN = "?"
+"""Stands in a sketched map for a path that is not known."""
+
+
+def sketch_spec(model_type: str, title: str, *, lm_head: str, decoder_layers: str) -> FamilySpec:
+    """A map to be filled in by hand, where hardly anything of a model is known."""
+    return FamilySpec(
+        model_type=model_type,
+        title=title,
+        source=UNKNOWN,
+        decoder_layers=decoder_layers,
+        final_norm=UNKNOWN,
+        lm_head=lm_head,
+        vision_stacks=(),
+        projector=None,
+        decoder_layer_count=None,
+        vision_block_counts=(),
+        no_exits=UNKNOWN,
+    )
+
+
+def describe_spec(spec: FamilySpec) -> str:
+    """A map as one writes it: all that must be given, and what is not as it is by default."""
+    shown = {
+        entry.name: getattr(spec, entry.name)
+        for entry in fields(spec)
+        if entry.default is MISSING or getattr(spec, entry.name) != entry.default
+    }
+    return f"FamilySpec({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+def advise_map(spec: FamilySpec) -> str:
+    """What to do about a model that cannot be mapped, for the end of an error."""
+    return (
+        "Write the right map, as a family file or for `load_vlm(..., family=...)`, starting from "
+        f"{describe_spec(spec)}."
+    )
 
 
 def read_config(config: object, path: str) -> Any:

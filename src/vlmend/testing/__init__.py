@@ -3,6 +3,7 @@
 from vlmend.hooks.contract import run_contract
 from vlmend.hooks.tolerances import (
     BFLOAT16_NOISE,
+    FLOAT16_NOISE,
     FLOAT32_NOISE,
     FLOAT64_NOISE,
     Tolerance,
@@ -18,6 +19,7 @@ from vlmend.testing.tiny import TINY_FAMILIES, save_tiny_vlm, tiny_vlm
 
 __all__ = [
     "BFLOAT16_NOISE",
+    "FLOAT16_NOISE",
     "FLOAT32_NOISE",
     "FLOAT64_NOISE",
     "TINY_FAMILIES",

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import Command
 from mild_samples import fitted
 
 from vlmend.models.checks import CheckResult
 from vlmend.models.load import load_vlm
+from vlmend.models.sources import stored_bytes
 from vlmend.models.vlm import Vlm
 
 Saved = Callable[[str], Path]
 
 CHECKS = {
-    *("map", "parts", "vision exits", "hooks", "pictures", "chat template", "system turn"),
+    *(
+        "room for it",
+        "map",
+        "parts",
+        "vision exits",
+        "hooks",
+        "pictures",
+        "chat template",
+        "system turn",
+    ),
     *("batching", "generation", "end of answers", "memory"),
 }
 
@@ -94,3 +106,57 @@ def test_a_failed_clause_is_exit_code_2_and_named(
     assert done.code == 2
     assert "1 of 2 clauses hold" in done.out
     assert "layer 2 did not [run]" in done.out
+
+
+def failed_checks(out: str) -> dict[str, str]:
+    facts = json.loads(out)
+    assert facts["passed"] is False
+    assert "versions" in facts
+    return {row["check"]: row["evidence"] for row in facts["checks"] if row["status"] == "FAIL"}
+
+
+def test_a_model_that_is_refused_is_a_finding_of_the_json(
+    saved: Saved, command: Command, tmp_path: Path
+) -> None:
+    done = command("doctor", tmp_path / "nowhere", "--json")
+    assert done.code == 2
+    assert "there is no such folder" in failed_checks(done.out)["loading"]
+    folder = tmp_path / "wrong"
+    shutil.copytree(saved("llava"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vision_feature_layer": 0}))
+    done = command("doctor", folder, "--json")
+    assert done.code == 2
+    assert "the default exit is an exit" in failed_checks(done.out)["loading"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_repair_that_cannot_be_used_is_a_finding(
+    saved: Saved, command: Command, tmp_path: Path
+) -> None:
+    done = command("doctor", saved("llava"), "--repair", tmp_path / "mend", "--json")
+    assert done.code == 2
+    assert list(failed_checks(done.out)) == ["repair"]
+    assert json.loads(done.out)["model"]["family"] == "llava"
+
+
+def test_a_model_that_does_not_fit_is_not_loaded(
+    saved: Saved, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = (saved("llava") / "model.safetensors").stat().st_size
+    monkeypatch.setattr("vlmend.evals.check_up.free_bytes", lambda _: size - 1)
+    monkeypatch.delattr("vlmend.cli.doctor.open_model")
+    done = command("doctor", saved("llava"), "--json")
+    assert done.code == 2
+    assert "so it was not loaded" in failed_checks(done.out)["room for it"]
+
+
+def test_the_room_that_weights_need_depends_on_the_dtype(saved: Saved) -> None:
+    folder = str(saved("llava"))
+    numbers = sum(p.numel() for p in load_vlm(folder).model.parameters())
+    stored = stored_bytes(folder)
+    assert stored is not None
+    assert 0 < stored - 4 * numbers < 64_000  # names, shapes and a few buffers
+    assert stored_bytes(folder, torch.float32) == 4 * numbers
+    assert stored_bytes(folder, torch.bfloat16) == 2 * numbers
+    assert stored_bytes("owner/name") is None

@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from shown_map import map_in
 
 from vlmend.errors import ModelError
 from vlmend.models.discover import Call, Evidence, Shape, propose_spec
+from vlmend.models.spec import UNKNOWN
 
 STATES: Shape = (1, 9, 32)
 PICTURE: Shape = (1, 16, 32)
@@ -230,11 +232,16 @@ def test_without_a_decoder_it_says_what_was_looked_at() -> None:
     text = str(caught.value)
     assert "encoder (4), decoder (3)" in text
     assert "width 64" in text
+    sketch = map_in(text)
+    assert (sketch.model_type, sketch.lm_head) == ("made_up", "head")
+    assert sketch.decoder_layers == sketch.final_norm == UNKNOWN
     with pytest.raises(ModelError, match="Lists looked at: none"):
         propose_spec(evidence(lists={}))
 
 
 def test_without_a_norm_it_says_between_what() -> None:
     calls = (*run_list("decoder", range(3), STATES), call("head", STATES, LOGITS, "decoder.2"))
-    with pytest.raises(ModelError, match=r"between the last decoder layer 'decoder\.2'"):
+    with pytest.raises(ModelError, match=r"between the last decoder layer 'decoder\.2'") as caught:
         propose_spec(evidence(on_text=calls, on_image=calls))
+    sketch = map_in(str(caught.value))
+    assert (sketch.decoder_layers, sketch.final_norm) == ("decoder", UNKNOWN)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from shown_map import map_in
 
 from vlmend.errors import ConfigError, ModelError
 from vlmend.models.families import FAMILIES
@@ -10,6 +11,7 @@ from vlmend.models.spec import (
     check_exit,
     check_layers,
     default_exit,
+    describe_spec,
     image_only_layers,
     read_config,
     skipped_blocks,
@@ -80,6 +82,14 @@ def test_image_only_layers_come_from_the_config() -> None:
 def test_a_missing_config_value_is_named() -> None:
     with pytest.raises(ModelError, match=r"no 'a\.b' \(missing 'b'\)"):
         read_config(SimpleNamespace(a=SimpleNamespace()), "a.b")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_map_is_shown_as_one_writes_it(family: str) -> None:
+    text = describe_spec(FAMILIES[family])
+    assert map_in(text) == FAMILIES[family]
+    assert "projector=" in text
+    assert "scaled_logits=False" not in text
 
 
 def test_registry_keys_are_model_types() -> None:
