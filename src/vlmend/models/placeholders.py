@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-_MARKS = ("image_token", "boi_token", "image_start_token", "fake_image_token", "start_image_token")
+_MARKS = (
+    *("image_token", "boi_token", "image_start_token", "fake_image_token", "start_image_token"),
+    "image_placeholder_token",
+)
 """Attributes of processors and tokenizers that hold a mark in the prompt, the commonest first."""
 
 _IDS = ("image_token_id", "image_token_index")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from vlmend.models.families import FAMILIES
 from vlmend.models.generation import GenerationSettings
 from vlmend.models.load import load_vlm
 from vlmend.models.processors import image_text_class, uses_pil
-from vlmend.testing import picture, save_tiny_vlm, tiny_vlm
-from vlmend.testing.tiny import NOT_SAVED
+from vlmend.testing import TINY_FAMILIES, picture, save_tiny_vlm, tiny_vlm
+from vlmend.testing.tiny import NOT_SAVED, STAND_INS
 from vlmend.types import user
 
 SHORT = GenerationSettings(max_new_tokens=4)
@@ -32,14 +33,39 @@ def change_config(folder: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in NOT_SAVED])
-def test_a_saved_model_comes_back(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", sorted(TINY_FAMILIES))
+def test_a_saved_model_comes_back(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     built = tiny_vlm(family)
-    loaded = load_vlm(save_tiny_vlm(family, tmp_path / "model"))
+    built.model.save_pretrained(tmp_path)
+    if family in NOT_SAVED:
+        monkeypatch.setattr(load, "_load_processor", lambda *_: built.processor)
+    else:
+        built.processor.save_pretrained(tmp_path)
+    loaded = load_vlm(tmp_path)
+    assert type(loaded.model) is type(built.model)
     assert loaded.weights_sha256 == built.weights_sha256
-    assert uses_pil(loaded.processor.image_processor)
+    assert uses_pil(loaded.processor.image_processor) or family in STAND_INS
     for prompt in (user("Hi"), user("What is this?", picture())):
         assert loaded.generate([prompt], SHORT) == built.generate([prompt], SHORT)
+
+
+def test_a_type_without_a_class_is_no_fault_of_the_weights(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "_MODEL_CLASSES", load._MODEL_CLASSES[2:])
+    with pytest.raises(ModelError, match=r"'llava', for which transformers .* has no class") as e:
+        load_vlm(folder)
+    assert "safetensors" not in str(e.value)
+
+
+def test_a_map_of_ones_own(folder: Path) -> None:
+    own = replace(FAMILIES["llava"], title="Mine")
+    assert load_vlm(folder, family=own).spec is own
+    wrong = replace(own, vision_stacks=("model.language_model.layers",))
+    with pytest.raises(ModelError, match=r"map that was given .* does not hold"):
+        load_vlm(folder, family=wrong)
 
 
 def test_what_is_saved_again_is_the_same_model(tmp_path: Path) -> None:
@@ -55,8 +81,9 @@ def test_what_is_saved_again_is_the_same_model(tmp_path: Path) -> None:
 def test_dtype(folder: Path) -> None:
     assert load_vlm(folder).dtype == torch.float32
     assert load_vlm(folder, dtype="bfloat16").dtype == torch.bfloat16
+    assert load_vlm(folder, dtype="float16").dtype == torch.float16
     with pytest.raises(
-        ConfigError, match=r"unknown dtype 'int8'\. Allowed: auto, float32, bfloat16"
+        ConfigError, match=r"unknown dtype 'int8'\. Allowed: auto, float32, bfloat16, float16"
     ):
         load_vlm(folder, dtype="int8")  # pyright: ignore
 

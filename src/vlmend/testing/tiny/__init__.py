@@ -54,6 +54,9 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "mllama": ("mllama",),
     "qwen2_5_vl": ("qwen2_5_vl",),
     "glm_vl": ("glm4v", "glm4v_moe", "glm46v", "glm_ocr"),
+    "glmga": ("glmga",),
+    "exaone": ("exaone4_5",),
+    "qianfan": ("qianfan_ocr",),
     "qwen_vl": ("qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
     "video_llama_3": ("video_llama_3",),
     "ernie_vl": ("ernie4_5_vl_moe", "paddleocr_vl"),
@@ -68,13 +71,25 @@ TINY_FAMILIES: MappingProxyType[str, str] = MappingProxyType(
 )
 """Family (`model_type`) -> module that holds its builder of a (model, processor)."""
 
+STAND_INS: MappingProxyType[str, str] = MappingProxyType(
+    {
+        "cohere2_vision": "image processor: that of GOT-OCR 2, which cuts tiles alike",
+        "kimi_k25": "image processor",
+        "lfm2_vl": "image processor, for pictures of one tile",
+        "llama4": "image processor",
+        "llava_pixtral": "processor around the genuine image processor",
+        "mistral3": "processor around the genuine image processor",
+        "molmo2": "image processor: the genuine one, with torch where it calls torchvision",
+        "phi4_multimodal": "image processor",
+    }
+)
+"""Families whose genuine processor needs torchvision -> what stands in for which part of it."""
+
 NOT_SAVED: MappingProxyType[str, str] = MappingProxyType(
     {
         "got_ocr2": "its processor forgets the number of tokens per picture, and takes 256",
-        "lfm2_vl": "its image processor needs torchvision; the tiny one has a stand-in",
-        "llava_pixtral": "its processor needs torchvision; the tiny one has a stand-in",
-        "phi4_multimodal": "its image processor needs torchvision; the tiny one has a stand-in",
-        "mistral3": "its processor needs torchvision; the tiny one has a stand-in",
+        # The other one is of a class of transformers, and comes back.
+        **{family: "a stand-in" for family in STAND_INS if family != "cohere2_vision"},
     }
 )
 """Families whose tiny processor does not come back from a folder, and why."""

@@ -39,14 +39,15 @@ GLM_THINKING_TEMPLATE = _TURNS + "{% if add_generation_prompt %}<|assistant|>\n<
 """GLM-4.1V-Thinking's: an answer begins with thoughts."""
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def glm_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer with GLM's marks."""
     specials = ["<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>"]
     specials += ["<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>"]
     specials += ["<|end_of_video|>", "<|image|>", "<|video|>", "<think>", "</think>"]
     return byte_tokenizer(specials, eos_token="<|user|>", pad_token="<|endoftext|>")
 
 
-def _token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+def token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """The entries of a config that name what stands for pictures."""
     ids = tokenizer.get_vocab()
     return {
@@ -59,7 +60,8 @@ def _token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     }
 
 
-def _text_config(tokenizer: PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]:
+def text_settings(tokenizer: PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]:
+    """A GLM decoder of four layers."""
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": WIDTH,
@@ -81,7 +83,8 @@ def _text_config(tokenizer: PreTrainedTokenizerFast, **more: Any) -> dict[str, A
     }
 
 
-def _vision_config() -> dict[str, Any]:
+def vision_settings() -> dict[str, Any]:
+    """A tower of six blocks."""
     return {
         "depth": 6,
         "hidden_size": WIDTH,
@@ -97,9 +100,10 @@ def _vision_config() -> dict[str, Any]:
     }
 
 
-def _processor(
+def glm_processor(
     tokenizer: PreTrainedTokenizerFast, processor_class: Any, image_class: Any, template: str
 ) -> Any:
+    """A processor for small pictures, without its video part."""
     image_processor = image_class(
         patch_size=PATCH_SIZE,
         temporal_patch_size=2,
@@ -114,20 +118,20 @@ def _processor(
 
 
 def _build_glm4v() -> tuple[Any, Any]:
-    tokenizer = _tokenizer()
+    tokenizer = glm_tokenizer()
     config = Glm4vConfig(
-        vision_config=_vision_config(),
-        text_config=_text_config(tokenizer),
-        **_token_ids(tokenizer),
+        vision_config=vision_settings(),
+        text_config=text_settings(tokenizer),
+        **token_ids(tokenizer),
     )
     template = GLM_THINKING_TEMPLATE
-    processor = _processor(tokenizer, Glm4vProcessor, Glm4vImageProcessorPil, template)
+    processor = glm_processor(tokenizer, Glm4vProcessor, Glm4vImageProcessorPil, template)
     return Glm4vForConditionalGeneration(config), processor
 
 
 def _build_glm4v_moe() -> tuple[Any, Any]:
-    tokenizer = _tokenizer()
-    text = _text_config(
+    tokenizer = glm_tokenizer()
+    text = text_settings(
         tokenizer,
         first_k_dense_replace=1,
         moe_intermediate_size=WIDTH,
@@ -136,31 +140,31 @@ def _build_glm4v_moe() -> tuple[Any, Any]:
         num_experts_per_tok=2,
     )
     config = Glm4vMoeConfig(
-        vision_config=_vision_config(), text_config=text, **_token_ids(tokenizer)
+        vision_config=vision_settings(), text_config=text, **token_ids(tokenizer)
     )
-    processor = _processor(tokenizer, Glm4vProcessor, Glm4vImageProcessorPil, GLM_TEMPLATE)
+    processor = glm_processor(tokenizer, Glm4vProcessor, Glm4vImageProcessorPil, GLM_TEMPLATE)
     return Glm4vMoeForConditionalGeneration(config), processor
 
 
 def _build_glm46v() -> tuple[Any, Any]:
-    tokenizer = _tokenizer()
+    tokenizer = glm_tokenizer()
     config = Glm46VConfig(
-        vision_config={"model_type": "glm4v_vision", **_vision_config()},
-        text_config={"model_type": "glm4v_text", **_text_config(tokenizer)},
-        **_token_ids(tokenizer),
+        vision_config={"model_type": "glm4v_vision", **vision_settings()},
+        text_config={"model_type": "glm4v_text", **text_settings(tokenizer)},
+        **token_ids(tokenizer),
     )
-    processor = _processor(tokenizer, Glm46VProcessor, Glm46VImageProcessorPil, GLM_TEMPLATE)
+    processor = glm_processor(tokenizer, Glm46VProcessor, Glm46VImageProcessorPil, GLM_TEMPLATE)
     return Glm46VForConditionalGeneration(config), processor
 
 
 def _build_glm_ocr() -> tuple[Any, Any]:
-    tokenizer = _tokenizer()
+    tokenizer = glm_tokenizer()
     config = GlmOcrConfig(
-        vision_config=_vision_config(),
-        text_config=_text_config(tokenizer, head_dim=WIDTH // HEADS),
-        **_token_ids(tokenizer),
+        vision_config=vision_settings(),
+        text_config=text_settings(tokenizer, head_dim=WIDTH // HEADS),
+        **token_ids(tokenizer),
     )
-    processor = _processor(tokenizer, Glm46VProcessor, Glm46VImageProcessorPil, GLM_TEMPLATE)
+    processor = glm_processor(tokenizer, Glm46VProcessor, Glm46VImageProcessorPil, GLM_TEMPLATE)
     return GlmOcrForConditionalGeneration(config), processor
 
 
