@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from vlmend.diagnosis.coherence import measure_coherence
 from vlmend.diagnosis.shift import measure_shift, summarise_shift
 from vlmend.errors import ConfigError
 from vlmend.evals.answer_flops import estimate_flops
@@ -22,6 +21,7 @@ from vlmend.evals.asked import Asked, answer_share, count_asked, list_asked, wri
 from vlmend.evals.batch_invariance import check_once, note_check
 from vlmend.evals.caveats import list_caveats, list_skips
 from vlmend.evals.choices import measure_choices
+from vlmend.evals.coherence import measure_coherence
 from vlmend.evals.control_arms import control_records
 from vlmend.evals.metrics import (
     SCHEMA,

@@ -14,9 +14,9 @@ import pytest
 import vlmend.audit as audit
 import vlmend.suites.registry as registry
 from vlmend.audit import AuditPlan, SuitePlan, load_suites, resolve_exits, run_audit
-from vlmend.diagnosis.coherence import measure_coherence
 from vlmend.errors import ConfigError, RunError, UnknownNameError, VlmendError
 from vlmend.evals.arms import BASE, Arm
+from vlmend.evals.coherence import measure_coherence
 from vlmend.evals.compare import compare_runs
 from vlmend.evals.groups import group_of
 from vlmend.evals.run import hash_labels

@@ -353,6 +353,7 @@ def _show_checks(facts: Mapping[str, Any]) -> None:
             percent(row["refusal_harmful"]),
             percent(row["refusal_benign"]),
             percent(row["incoherent"]),
+            _number(row["perplexity"]),
             _number(row["mean_length"]),
         )
         for row in facts["checks"]
@@ -362,7 +363,7 @@ def _show_checks(facts: Mapping[str, Any]) -> None:
     counts = f"{first['num_harmful']} harmful, {first['num_benign']} benign"
     where = f" at exit {facts['exits'][0]}" if len(facts.get("exits", ())) == 1 else ""
     title = f"Held-out prompts{where} ({counts})"
-    print_table(title, (*heads, "incoherent", "words"), rows)
+    print_table(title, (*heads, "incoherent", "perplexity", "words"), rows)
     say(f"kept: {facts['choice']}.")
 
 

@@ -31,12 +31,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vlmend.diagnosis.cache import cached_json
-from vlmend.diagnosis.coherence import Coherence, measure_coherence
 from vlmend.diagnosis.coherent_exits import find_most_vulnerable, mark_coherent
 from vlmend.diagnosis.intervals import average, average_over_exits, empty_stat
 from vlmend.errors import ConfigError, DataError
 from vlmend.evals.arms import Arm
 from vlmend.evals.clustered import clustered_difference, clustered_rate
+from vlmend.evals.coherence import Coherence, measure_coherence
 from vlmend.evals.controls import replace_images
 from vlmend.evals.exit_groups import EXIT_GROUPS, ExitGroup, exit_group
 from vlmend.evals.groups import group_of

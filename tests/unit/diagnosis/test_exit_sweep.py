@@ -13,7 +13,6 @@ import pytest
 from scipy.stats import t
 from statsmodels.stats.multitest import multipletests
 
-from vlmend.diagnosis.coherence import Coherence, measure_coherence
 from vlmend.diagnosis.coherent_exits import find_most_vulnerable, mark_coherent
 from vlmend.diagnosis.exits import (
     ExitAnswers,
@@ -26,6 +25,7 @@ from vlmend.diagnosis.exits import (
 from vlmend.errors import ConfigError, DataError
 from vlmend.evals.arms import BASE
 from vlmend.evals.clustered import clustered_difference, clustered_rate
+from vlmend.evals.coherence import Coherence, measure_coherence
 from vlmend.evals.exit_groups import exit_group
 from vlmend.evals.run import EvalSettings, Evaluation
 from vlmend.hooks.exits import VisionReplay, exit_vision_at

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from mild_samples import FAMILIES, request, sample
 
 from vlmend.errors import ArtifactError, ConfigError, DataError, RunError
 from vlmend.evals.arms import Arm, Trained
+from vlmend.evals.coherence import measure_coherence
 from vlmend.evals.run import EvalSettings, Evaluation
 from vlmend.hooks.exits import VisionReplay, exit_vision_at
 from vlmend.models.load import load_vlm
@@ -258,6 +260,28 @@ def test_the_checkpoint_of_the_best_check_is_kept(
     last = trained(vlm, tmp_path / "last", **given)
     assert last.facts_["kept_step"] == 2
     assert last.fingerprint != best.fingerprint
+
+
+def test_answers_are_read_by_the_model_without_the_adapter(vlm: Vlm, tmp_path: Path) -> None:
+    held_out = {"benign": prompts("held-out", 3)}
+    settings = replace(SETTINGS, exits=(vlm.default_exit,))
+    repair = trained(vlm, tmp_path, settings, STRONG, held_out=held_out, watch_every=1)
+    start, *later = repair.facts_["checks"]
+    asked = [e.messages for e in held_out["benign"]]
+
+    def median(answers: list[str]) -> float:
+        found = measure_coherence(vlm, asked, answers)
+        return statistics.median(entry.perplexity or 0.0 for entry in found)
+
+    greedy = GenerationSettings(settings.max_new_tokens)
+    with repair.apply(vlm):
+        mended = [answer.text for answer in vlm.generate(asked, greedy)]
+        assert median(mended) != pytest.approx(later[-1]["perplexity"])
+    assert repair.facts_["kept_step"] in [check["step"] for check in later]
+    kept = next(c for c in later if c["step"] == repair.facts_["kept_step"])
+    assert median(mended) == pytest.approx(kept["perplexity"], rel=1e-4)
+    base = [answer.text for answer in vlm.generate(asked, greedy)]
+    assert median(base) == pytest.approx(start["perplexity"], rel=1e-4)
 
 
 @pytest.mark.parametrize("killed_after", [None, 2])

@@ -13,7 +13,7 @@ Reference: Bachu et al., Layer-wise Alignment (ICML 2025, arXiv 2411.04291).
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,10 @@ import torch
 from torch import nn
 
 from vlmend.errors import ArtifactError, ConfigError, DataError
+from vlmend.evals.coherence import measure_coherence
 from vlmend.evals.run import conversation_sha256
 from vlmend.evals.scorers import AnswerScorer
-from vlmend.models.generation import GenerateCall, Generation, GenerationSettings
+from vlmend.models.generation import GenerationSettings
 from vlmend.models.vlm import Vlm
 from vlmend.repairs.adapter_artifact import Weights
 from vlmend.repairs.adapter_repair import (
@@ -43,6 +44,7 @@ from vlmend.repairs.layer_ppo.settings import (
     LayerPPOSettings,
     name_layer_ppo,
 )
+from vlmend.repairs.layer_ppo.switch import ExitSwitch
 from vlmend.repairs.layer_ppo.watch import (
     HeldOutCheck,
     WatchRule,
@@ -54,15 +56,21 @@ from vlmend.repairs.layer_ppo.watch import (
 from vlmend.runs import JsonLines
 from vlmend.suites.registry import check_ids
 from vlmend.training.adapter_files import read_adapter, save_adapter
-from vlmend.training.adapter_loading import put_on, require_effect
-from vlmend.training.adapters import Adapter, AdapterWeights, LoraSettings, add_full, add_lora
+from vlmend.training.adapter_loading import require_effect
+from vlmend.training.adapters import (
+    Adapter,
+    AdapterWeights,
+    LoraSettings,
+    add_full,
+    add_lora,
+    without_adapter,
+)
 from vlmend.training.cost_curve import training_record
 from vlmend.training.data_facts import describe_data, name_data
 from vlmend.training.examples import Example
 from vlmend.training.loop import LoopSettings, Progress, TrainingResult, run_loop
 from vlmend.training.meter import Meter
 from vlmend.training.ppo.rollouts import Prompt, sample_answers
-from vlmend.types import Conversation
 
 Streams = Mapping[str, Sequence[Example]]
 
@@ -280,47 +288,8 @@ class LayerPPO(AdapterRepair):
             with super()._putting_on(vlm, weights):
                 yield
             return
-        with _Switch(vlm, weights, self.condition) as switch, vlm.using(switch):
+        with ExitSwitch(vlm, weights, self.condition) as switch, vlm.using(switch):
             yield
-
-
-class _Switch:
-    """A middleware: the adapter of the exit that the model is at answers, and no other."""
-
-    def __init__(self, vlm: Vlm, weights: Weights, condition: str) -> None:
-        self._vlm = vlm
-        self._weights = weights
-        self._condition = condition
-        self._stack = ExitStack()
-
-    def __enter__(self) -> Self:
-        for exit_layer, weights in self._weights.items():
-            with put_on(self._vlm, weights, f"exit {exit_layer}"):
-                pass
-        before = self._vlm.conditions
-        self._vlm.conditions = (*before, self._condition)
-        self._stack.callback(setattr, self._vlm, "conditions", before)
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._stack.close()
-
-    def __call__(
-        self,
-        conversations: Sequence[Conversation],
-        settings: GenerationSettings,
-        call_next: GenerateCall,
-    ) -> list[Generation]:
-        """Answer with the adapter of the exit, or without one where it has none."""
-        exit_layer = self._vlm.vision_exit
-        if exit_layer not in self._vlm.distinct_exits:  # none, or one that changes nothing
-            exit_layer = self._vlm.default_exit
-        found = self._weights.get(exit_layer)
-        if found is None:
-            return call_next(conversations, settings)
-        # Another proof would run its probe's picture through the encoder, at every batch and exit.
-        with put_on(self._vlm, found, f"exit {exit_layer}", proven=True):
-            return call_next(conversations, settings)
 
 
 # ---- one training
@@ -382,7 +351,9 @@ class _Training:
     def _watch(self, adapter: Adapter, step: int) -> Mapping[str, Any]:
         """Check the held-out prompts; keep the adapter if it is the best so far."""
         scorer = None if self.reward is None else self.reward.scorer
-        check = check_held_out(step, self.held_out, self._held_out_exits(), self._answer, scorer)
+        read = partial(self._read_perplexity, adapter)
+        exits = self._held_out_exits()
+        check = check_held_out(step, self.held_out, exits, self._answer, scorer, read)
         checks = [*(c for c in self._checks() if c.step < step), check]
         if step and best_check(checks, self.repair.rule) is check:
             save_adapter(self.folder / _BEST, adapter.weights(), base_model=self.vlm.name)
@@ -403,6 +374,13 @@ class _Training:
         with torch.no_grad():
             found = sample_answers(self.vlm, prompts, greedy, micro=micro)
         return [rollout.text for rollout in found]
+
+    def _read_perplexity(
+        self, adapter: Adapter, examples: Sequence[Example], answers: Sequence[str]
+    ) -> list[float | None]:
+        with without_adapter(adapter):
+            found = measure_coherence(self.vlm, [e.messages for e in examples], answers)
+        return [entry.perplexity for entry in found]
 
     def _facts(self, result: TrainingResult) -> dict[str, Any]:
         rows = [step.record() for step in result.steps]

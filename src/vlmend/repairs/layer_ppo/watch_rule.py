@@ -19,6 +19,8 @@ class WatchRule:
         max_over_refusal_rise: Rise of over-refusal beyond which it collapses.
         max_benign_reward_fall: Fall of the benign reward beyond which it collapses, in standard
             deviations of the rewards at the start.
+        max_perplexity_ratio: Rise of the perplexity of benign answers beyond which it collapses, as
+            a multiple of that at the start.
         patience: Checks in a row that must say so; 0 never stops.
         max_kept_rise: Rise of over-refusal, and of incoherent answers, beyond which a checkpoint
             is kept only if none is within; then a collapsed one only if all are. With fewer
@@ -31,6 +33,8 @@ class WatchRule:
     max_incoherent_rise: float = 0.1
     max_over_refusal_rise: float = 0.2
     max_benign_reward_fall: float = 1.0
+    # On the organism answers have 1 to 1.5, and the same words in any order 70,000.
+    max_perplexity_ratio: float = 100.0
     patience: int = 2
     max_kept_rise: float = 0.02
 
@@ -44,6 +48,10 @@ class WatchRule:
         if not 0 < self.max_benign_reward_fall < math.inf:
             wrong.append(
                 f"max_benign_reward_fall={self.max_benign_reward_fall!r} (allowed: above 0, finite)"
+            )
+        if not 1 < self.max_perplexity_ratio < math.inf:
+            wrong.append(
+                f"max_perplexity_ratio={self.max_perplexity_ratio!r} (allowed: above 1, finite)"
             )
         if self.patience < 0:
             wrong.append(f"patience={self.patience!r} (allowed: >= 0; 0 never stops)")

@@ -7,8 +7,8 @@ import torch
 from mild_samples import FAMILIES, count_hooks
 from torch.nn import functional
 
-from vlmend.diagnosis.coherence import measure_coherence
 from vlmend.errors import ConfigError
+from vlmend.evals.coherence import measure_coherence
 from vlmend.models.vlm import EncodedBatch, Vlm
 from vlmend.testing import picture, tiny_vlm
 from vlmend.types import Conversation, user
