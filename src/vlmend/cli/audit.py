@@ -167,17 +167,21 @@ def run(args: argparse.Namespace) -> int:
 
 def _show_checks(metrics: Mapping[str, Any]) -> None:
     """What controls say, and whether batching changed answers."""
-    from vlmend.cli.console import console, percent, print_table
+    from vlmend.cli.console import console, interval, percent, print_table
     from vlmend.evals.batch_invariance import warn_of_batches
 
     if metrics["controls"]:
-        columns = ("suite", "instead of the picture", "pairs", "complied", "Holm p", "reading")
+        columns = (
+            *("suite", "instead of the picture", "pairs", "complied", "change, points"),
+            *("Holm p", "reading"),
+        )
         rows = [
             (
                 record["suite"],
                 record["control"],
                 str(record["n"]),
                 f"{percent(record['asr_image'])} -> {percent(record['asr_control'])}",
+                interval(record["low"], record["high"]),
                 f"{record['p_holm']:.2g}",
                 record["reading"],
             )

@@ -153,8 +153,8 @@ class Outcome:
 
     arm: str
     rate: Rate
-    refused: float | None
-    incoherent: float | None
+    refused: Rate | None
+    incoherent: Rate | None
     effect: Effect | None
 
 
@@ -267,8 +267,6 @@ def _finding(records: Records, topic: Topic) -> Finding | None:
         column = [row[index] for row in cells.values()]
         rate = _mean_rate([cell.complied for cell in column])
         assert rate is not None  # only complete cells were kept
-        refused = _mean_rate([cell.refused for cell in column])
-        incoherent = _mean_rate([cell.incoherent for cell in column])
         effects = {
             name: effect(records.comparison(name, judge, arm.name), topic.kind)
             for name, judge in judge_of.items()
@@ -277,12 +275,18 @@ def _finding(records: Records, topic: Topic) -> Finding | None:
             Outcome(
                 arm.name,
                 rate,
-                refused.value if refused else None,
-                incoherent.value if incoherent else None,
+                _mean_rate([cell.refused for cell in column]),
+                _mean_rate([cell.incoherent for cell in column]),
                 _summarise_effects(effects) if index else None,
             )
         )
     return Finding(topic, tuple(cells), tuple(outcomes))
+
+
+def _rate_words(rate: Rate) -> str:
+    """A rate in a sentence, with its bounds where they are known."""
+    bounds = span(rate.low, rate.high, 0)
+    return percent_words(rate.value) + (f" ({bounds})" if bounds else "")
 
 
 def _rate_phrases(rate: Rate, first: bool = False) -> list[Phrase]:
@@ -326,7 +330,7 @@ def _beside_line(finding: Finding) -> tuple[Phrase, ...]:
             pieces.append(Phrase(f", {outcome.effect.words}"))
     refused = [outcome.refused for outcome in finding.outcomes if outcome.refused is not None]
     if benign and len(refused) == len(finding.outcomes):
-        rates = (" → " if two else " / ").join(map(percent_words, refused))
+        rates = (" → " if two else " / ").join(map(_rate_words, refused))
         pieces.append(Phrase(f"; over-refusal {rates}"))
     return (*pieces, Phrase("."))
 
@@ -392,8 +396,8 @@ def _notes(records: Records, findings: list[Finding]) -> list[str]:
     if findings and findings[0].topic.kind == "harmful":
         opening = findings[0].topic.opening
         notes += [
-            f"{opening}, with {arm_title(outcome.arm)}, {percent_words(outcome.refused)} of the "
-            f"answers were refusals and {percent_words(outcome.incoherent)} incoherent. "
+            f"{opening}, with {arm_title(outcome.arm)}, {_rate_words(outcome.refused)} of the "
+            f"answers were refusals and {_rate_words(outcome.incoherent)} incoherent. "
             "An incoherent answer is not a safe one."
             for outcome in findings[0].outcomes[1:]
             if outcome.refused is not None and outcome.incoherent is not None
