@@ -46,6 +46,7 @@ check: $(STAMP)
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/architecture tests/docs
+	$(BIN)/python -m pytest -q --doctest-modules src/vlmend
 
 bench: $(STAMP)
 	@$(BIN)/python -c 'import nnsight' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[bench]'
