@@ -101,7 +101,8 @@ def run_train(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from vlmend.cli.console import console, progress_bars, quiet_libraries
-    from vlmend.organism.train import Recipe, train
+    from vlmend.organism.recipe import Recipe
+    from vlmend.organism.train import train
 
     refuse_foreign_folder(args.out, "stages", "organism")
     quiet_libraries()

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -30,14 +30,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlavaProcessor
 
-from vlmend.errors import ConfigError
 from vlmend.models.load import resolve_device
 from vlmend.organism import stream
 from vlmend.organism.build import build_model, build_processor
 from vlmend.organism.language import PICTURE_KINDS
 from vlmend.organism.pictures import PICTURES_VERSION
 from vlmend.organism.pool import PicturePool
-from vlmend.organism.vocabulary import vocabulary
+from vlmend.organism.recipe import (
+    MATCHING_SHARE,
+    MATCHING_SHARPNESS,
+    REPLAY_SHARE,
+    Recipe,
+    Stage,
+)
 from vlmend.organism.world import THINGS
 from vlmend.training.checkpoints import (
     load_state,
@@ -46,108 +51,14 @@ from vlmend.training.checkpoints import (
     save_state,
     save_tensors,
 )
-from vlmend.types import sha256_json
 
 # Shape suffixes: B batch, N tokens, D width, P patches, C classes.
 
 _SAVE_EVERY_S = 60.0
 """Seconds between two saves within a stage: what a kill can cost at most."""
 
-_REPLAY_SHARE = 0.3
-"""Share of tuning's examples that is replayed text; without any, refusals are forgotten."""
-
-_MATCHING_SHARE = 0.6
-"""Share of the projector stage that matches words before captions begin. With captions alone the
-tuned model named 0.60 of the icons after 680 steps; matched first, 250 steps put every mean image
-token next to its word."""
-
-_MATCHING_SHARPNESS = 10.0
-"""Squared distances are divided by a tenth of the words' mean squared norm."""
-
 _LENGTH_GROUPS = 4
 """Groups of similar length that a batch of text is run in."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Settings of one stage.
-
-    Attributes:
-        name: One of the five stages.
-        steps: Optimiser steps.
-        batch: Examples a step; in `tuning` a part of them is replayed text.
-        lr: Peak learning rate (AdamW, linear warm-up, cosine to a tenth).
-    """
-
-    name: str
-    steps: int
-    batch: int
-    lr: float
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The whole recipe of an organism.
-
-    Attributes:
-        seed: Of weights and data.
-        picture_refusals: Share of tuning's picture examples whose text names an aligned hazard
-            and whose answer is a refusal; see `stream.tuning_mixture`.
-        tune_vision: Train the vision tower during `tuning` too (LLaVA does not).
-        stages: The five stages in order.
-    """
-
-    seed: int = 0
-    picture_refusals: float = 0.05
-    tune_vision: bool = False
-    stages: tuple[Stage, ...] = (
-        Stage("language", 1100, 48, 2e-3),
-        Stage("alignment", 450, 48, 7e-4),
-        Stage("vision", 1800, 64, 1.5e-3),
-        Stage("projector", 400, 48, 3e-3),
-        Stage("tuning", 900, 40, 7e-4),
-    )
-
-    def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ConfigError(
-                f"seed is {self.seed}; allowed: 0 and above. A negative one would draw pictures "
-                "that organisms are measured on."
-            )
-        if not 0 <= self.picture_refusals <= 0.5:
-            raise ConfigError(
-                f"picture_refusals is {self.picture_refusals}; allowed: 0 to 0.5, a share of the "
-                "picture examples of visual instruction tuning."
-            )
-
-    def stage_key(self, name: str) -> str:
-        """Hash of what decides the weights after stage `name`, 12 hexadecimal digits.
-
-        Code is not in it: the vocabulary, the constants and what the stages are shown are.
-        """
-        facts: list[object] = ["recipe-1", self.seed, sha256_json(vocabulary())]
-        chains = {"alignment": ("language",), "projector": ("language", "alignment", "vision")}
-        chains["tuning"] = (*chains["projector"], "projector")
-        before = (name, *chains.get(name, ()))
-        facts += [asdict(stage) for stage in self.stages if stage.name in before]
-        facts += [stream.fingerprint(shown) for part in before for shown in self._shown(part)]
-        if name not in ("language", "alignment"):
-            facts.append(PICTURES_VERSION)
-        if "projector" in before:
-            facts += [_MATCHING_SHARE, _MATCHING_SHARPNESS]
-        if name == "tuning":
-            facts += [self.picture_refusals, self.tune_vision, _REPLAY_SHARE]
-        return sha256_json(facts)[:12]
-
-    def _shown(self, name: str) -> tuple[stream.Mixture, ...]:
-        """The mixtures of examples that a stage draws from."""
-        return {
-            "language": (stream.LANGUAGE_MIXTURE,),
-            "alignment": (stream.ALIGNMENT_MIXTURE,),
-            "vision": (),
-            "projector": (stream.PROJECTOR_MIXTURE,),
-            "tuning": (stream.tuning_mixture(self.picture_refusals), stream.TEXT_REPLAY_MIXTURE),
-        }[name]
 
 
 Report = Callable[[str, int, int, float], None]
@@ -343,7 +254,7 @@ class Trainer:
 
         def loss(step: int) -> Tensor:
             rng = self.rng("projector", step)
-            if step < _MATCHING_SHARE * stage.steps:
+            if step < MATCHING_SHARE * stage.steps:
                 return self._word_matching_loss(words_CD, stage.batch, rng)
             return self.language_loss(
                 stream.sample_mixture(stream.PROJECTOR_MIXTURE, stage.batch, rng), rng
@@ -359,7 +270,7 @@ class Trainer:
             features = self.model.model.get_image_features(pixels_BCHW.to(self.device))
             mean_BD = torch.stack([tokens.mean(0) for tokens in features.pooler_output]).float()
         distance_BC = torch.cdist(mean_BD, words_CD).square()
-        scale = _MATCHING_SHARPNESS / words_CD.square().sum(1).mean()
+        scale = MATCHING_SHARPNESS / words_CD.square().sum(1).mean()
         thing_B = torch.tensor([cell[0] for cell in cells], device=self.device)
         return functional.cross_entropy(-scale * distance_BC, thing_B)
 
@@ -370,14 +281,14 @@ class Trainer:
 
         def loss(step: int) -> Tensor:
             rng = self.rng("tuning", step)
-            num_replayed = round(_REPLAY_SHARE * batch)
+            num_replayed = round(REPLAY_SHARE * batch)
             seen = stream.sample_mixture(mixture, batch - num_replayed, rng)
             replayed = stream.sample_mixture(stream.TEXT_REPLAY_MIXTURE, num_replayed, rng)
             seen_loss, replay_loss = (
                 self.language_loss(seen, rng),
                 self.language_loss(replayed, rng),
             )
-            return (1 - _REPLAY_SHARE) * seen_loss + _REPLAY_SHARE * replay_loss
+            return (1 - REPLAY_SHARE) * seen_loss + REPLAY_SHARE * replay_loss
 
         modules: list[nn.Module] = [
             self.model.model.language_model,

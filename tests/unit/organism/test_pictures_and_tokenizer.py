@@ -16,7 +16,8 @@ from vlmend.organism import pictures, stream
 from vlmend.organism.build import NUM_IMAGE_TOKENS, build_model, build_processor, build_tokenizer
 from vlmend.organism.language import PICTURE_KINDS, caption_request, with_caption
 from vlmend.organism.pictures import SIZE, draw_picture
-from vlmend.organism.train import Recipe, build_trainer
+from vlmend.organism.recipe import Recipe
+from vlmend.organism.train import build_trainer
 from vlmend.organism.world import THING_BY_NAME, THINGS
 
 TOKENIZER = build_tokenizer()

@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 
 from vlmend.errors import ConfigError, RunError
 from vlmend.organism import pool, stream
+from vlmend.organism import recipe as recipe_module
 from vlmend.organism import train as training
 from vlmend.organism.build import build_model, build_processor
-from vlmend.organism.train import Recipe, Stage, train
+from vlmend.organism.recipe import Recipe, Stage
+from vlmend.organism.train import train
 
 TINY = Recipe(
     stages=(
@@ -116,7 +118,7 @@ def test_stage_keys_depend_on_what_a_stage_is_shown(monkeypatch: pytest.MonkeyPa
     changed = {name for name, key in before.items() if TINY.stage_key(name) != key}
     assert changed == {"alignment", "projector", "tuning"}
     monkeypatch.undo()
-    monkeypatch.setattr(training, "_REPLAY_SHARE", 0.4)
+    monkeypatch.setattr(recipe_module, "REPLAY_SHARE", 0.4)
     changed = {name for name, key in before.items() if TINY.stage_key(name) != key}
     assert changed == {"tuning"}
 
