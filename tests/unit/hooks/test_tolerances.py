@@ -40,6 +40,6 @@ def test_what_is_no_number_is_never_close(wrong: float) -> None:
 
 
 def test_an_unmeasured_dtype_is_refused_with_what_to_do() -> None:
-    with pytest.raises(ConfigError, match="float8_e5m2. Allowed: .*float16.*--dtype bfloat16"):
+    with pytest.raises(ConfigError, match=r"float8_e5m2\. Allowed: .*float16.*--dtype bfloat16"):
         noise_of(torch.float8_e5m2)
     assert noise_of(torch.float16).relative < noise_of(torch.bfloat16).relative
