@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
     print_blocks([(entry.name + entry.behind, entry.lines) for entry in entries])
     if args.what == "suites":
         print_blocks([(OWN_FILE, OWN_FILE_LINES)])
+    if args.what == "families":
+        print_blocks([("measured", (_measured_line(),))])
     return 0
 
 
@@ -176,8 +178,9 @@ def _data() -> list[Entry]:
 
 def _families() -> list[Entry]:
     from vlmend.models.families import FAMILIES
-    from vlmend.models.support import read_support
+    from vlmend.models.support import read_measured, read_support
 
+    measured = read_measured()
     entries: list[Entry] = []
     for name, row in sorted(read_support().items()):
         spec = FAMILIES.get(name)
@@ -188,10 +191,20 @@ def _families() -> list[Entry]:
             f"{row.title}, {'described by a file' if row.described else 'discovered and proven'}",
             ", ".join(results),
             *reasons,
+            f"measured with a stand-in, {row.stand_in}" if row.stand_in else "",
             "" if spec is None else " ".join(spec.notes),
         )
         entries.append(Entry(name, lines, facts))
+    for name, reason in sorted(measured.absent.items()):
+        entries.append(Entry(name, (f"no row: {reason}",), {"absent": reason}))
     return entries
+
+
+def _measured_line() -> str:
+    from vlmend.models.support import read_measured
+
+    measured = read_measured()
+    return f"on {measured.date}, with transformers {measured.transformers}; docs/families.md"
 
 
 def _repairs() -> list[Entry]:

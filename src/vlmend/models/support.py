@@ -42,22 +42,61 @@ class FamilySupport:
         title: Name of the family for people.
         described: Whether a family file describes it; else its map is discovered and proven.
         uses: By name, all of `USES`.
+        stand_in: What of its genuine processor something else stood in for; empty for nothing.
     """
 
     title: str
     described: bool
     uses: Mapping[str, Use]
+    stand_in: str = ""
 
     def record(self) -> dict[str, Any]:
         """As plain data."""
         return {
             "title": self.title,
             "described": self.described,
+            **({"stand_in": self.stand_in} if self.stand_in else {}),
             "uses": {
                 name: {"result": use.result, **({"reason": use.reason} if use.reason else {})}
                 for name, use in self.uses.items()
             },
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the table was measured with, and what it has no row for.
+
+    Attributes:
+        transformers: Release that the tiny models were built with.
+        date: Day on which the last row was written, as 2026-01-31.
+        absent: Type that this release lists as image-text-to-text -> why there is no row.
+        lacked_by_lowest: Rows that the lowest supported release cannot build.
+    """
+
+    transformers: str
+    date: str
+    absent: Mapping[str, str]
+    lacked_by_lowest: tuple[str, ...]
+
+    def record(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "transformers": self.transformers,
+            "date": self.date,
+            "absent": dict(self.absent),
+            "lacked_by_lowest": list(self.lacked_by_lowest),
+        }
+
+
+def read_measured(path: Path = SUPPORT_FILE) -> Measured:
+    """What the stored table was measured with.
+
+    Raises:
+        RunError: The file cannot be read.
+    """
+    stored: dict[str, Any] = read_json(path)["measured"]
+    return Measured(**{**stored, "lacked_by_lowest": tuple(stored["lacked_by_lowest"])})
 
 
 def read_support(path: Path = SUPPORT_FILE) -> dict[str, FamilySupport]:
@@ -71,6 +110,7 @@ def read_support(path: Path = SUPPORT_FILE) -> dict[str, FamilySupport]:
             title=row["title"],
             described=row["described"],
             uses={name: Use(**use) for name, use in cast("dict[str, Any]", row["uses"]).items()},
+            stand_in=row.get("stand_in", ""),
         )
         for family, row in read_json(path)["families"].items()
     }

@@ -17,6 +17,8 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 
 from vlmend.errors import ConfigError, VlmendError
@@ -25,7 +27,14 @@ from vlmend.evals.scorers import Pair
 from vlmend.hooks.contract import run_contract
 from vlmend.models.checks import CheckResult
 from vlmend.models.families import FAMILIES
-from vlmend.models.support import SUPPORT_FILE, USES, FamilySupport, Use, read_support
+from vlmend.models.support import (
+    SUPPORT_FILE,
+    USES,
+    FamilySupport,
+    Measured,
+    Use,
+    read_support,
+)
 from vlmend.models.vlm import Vlm
 from vlmend.repairs.layer_ppo.repair import LayerPPO, Reward
 from vlmend.repairs.layer_ppo.settings import LayerPPOSettings
@@ -33,8 +42,9 @@ from vlmend.repairs.shiftdc.repair import ShiftDC, ShiftDCSettings
 from vlmend.repairs.unlearning.repair import Unlearning
 from vlmend.repairs.unlearning.settings import UnlearningSettings
 from vlmend.runs import write_json
+from vlmend.testing.absent import ABSENT, LACKED_BY_LOWEST
 from vlmend.testing.pictures import picture
-from vlmend.testing.tiny import TINY_FAMILIES, tiny_vlm
+from vlmend.testing.tiny import STAND_INS, TINY_FAMILIES, tiny_vlm
 from vlmend.training.examples import Example
 from vlmend.training.loop_settings import LoopSettings
 from vlmend.types import Label, Sample, user
@@ -62,6 +72,7 @@ _EDIT_CLAUSES = frozenset(
         "no hook is left behind",
     }
 )
+"""Which of the clauses count for which use; all others count for recording."""
 
 _LOOP = LoopSettings(steps=1, batch_size=2, lr=2e-2, schedule="constant", warmup_share=0)
 
@@ -71,7 +82,7 @@ _ERRORS = (
 )
 """What a use may die of: then it fails, and the others are still run."""
 
-_REASON = 200
+_REASON = 400
 """Characters of a reason, at most."""
 
 # ---- mild data
@@ -138,7 +149,8 @@ def measure_family(family: str) -> FamilySupport:
     except ImportError:
         raise
     except _ERRORS as error:
-        return FamilySupport(family, family in FAMILIES, dict.fromkeys(USES, _failed(error)))
+        none = {use: _failed(error) for use in USES}
+        return FamilySupport(family, family in FAMILIES, none, STAND_INS.get(family, ""))
     uses = _contract_uses(vlm)
     runs: dict[str, Callable[[Vlm, Path], Use]] = {
         "ShiftDC": _shiftdc,
@@ -152,7 +164,7 @@ def measure_family(family: str) -> FamilySupport:
                 vlm = tiny_vlm(family, seed=SEED)  # who knows what it left behind
     # A family file may not fit every model of its type; then the map is discovered.
     described = FAMILIES.get(vlm.spec.model_type) == vlm.spec
-    return FamilySupport(vlm.spec.title, described, uses)
+    return FamilySupport(vlm.spec.title, described, uses, STAND_INS.get(family, ""))
 
 
 def _contract_uses(vlm: Vlm) -> dict[str, Use]:
@@ -200,9 +212,16 @@ def _failed(error: BaseException) -> Use:
 
 
 def shorten(text: str) -> str:
-    """A reason on one line, without numbers that depend on the processor."""
+    """A reason on one line, without numbers that depend on the processor.
+
+    One that is too long ends with a sentence, if it has one, or with a whole word.
+    """
     line = re.sub(r"\d+(\.\d+)?e-\d+|\d+\.\d{2,}", "(number)", " ".join(text.split()))
-    return line if len(line) <= _REASON else f"{line[: _REASON - 3]}..."
+    if len(line) <= _REASON:
+        return line
+    cut = line[: _REASON - 3]
+    sentences, end, _ = cut.rpartition(". ")
+    return f"{sentences}." if end else f"{cut.rpartition(' ')[0]}..."
 
 
 def _shiftdc(vlm: Vlm, _folder: Path) -> Use:
@@ -250,15 +269,26 @@ def _summary(row: FamilySupport) -> str:
     return ", ".join(f"{name} {use.result}" for name, use in row.uses.items())
 
 
-def as_json(table: Mapping[str, FamilySupport]) -> dict[str, object]:
+def as_json(table: Mapping[str, FamilySupport], measured: Measured) -> dict[str, object]:
     """What `support.json` holds."""
     return {
         "written_by": "python -m vlmend.testing.support --write",
+        "measured": measured.record(),
         "families": {family: table[family].record() for family in sorted(table)},
     }
 
 
-def render_page(table: Mapping[str, FamilySupport]) -> str:
+def measured_now() -> Measured:
+    """With the installed transformers, today."""
+    return Measured(
+        transformers=metadata.version("transformers"),
+        date=datetime.now(UTC).date().isoformat(),
+        absent=ABSENT,
+        lacked_by_lowest=LACKED_BY_LOWEST,
+    )
+
+
+def render_page(table: Mapping[str, FamilySupport], measured: Measured) -> str:
     """`docs/families.md`."""
     counts = ", ".join(
         f"{sum(row.uses[use].result == 'pass' for row in table.values())} {use}" for use in USES
@@ -267,12 +297,17 @@ def render_page(table: Mapping[str, FamilySupport]) -> str:
         "# Families",
         "",
         "Written by `python -m vlmend.testing.support --write` from a run of every use on a tiny "
-        "model of each family: the genuine class and processor, random weights, prompts with "
-        "pictures and in words alone. A test runs it again; do not edit it.",
+        "model of each family: the genuine class, random weights, prompts with pictures and in "
+        "words alone, and the genuine processor where it needs no torchvision (the others are "
+        f"marked *). Last written on {measured.date} with transformers {measured.transformers}. A "
+        "test runs it again; do not edit it.",
         "",
         f"{len(table)} families; of these pass: {counts}. A family without a file is discovered "
         "when a model of it is loaded, and proven on that very model before it is used "
-        "(`vlmend doctor MODEL`); so is one that is not listed here.",
+        "(`vlmend doctor MODEL`). So is any other model that transformers lists as "
+        "image-text-to-text; whether its map can be proven shows then, and one whose map cannot is "
+        "refused, with the clauses that failed and a map to start from "
+        "(`load_vlm(..., family=FamilySpec(...))`).",
         "",
         f"| family | map | {' | '.join(USES)} |",
         "|---" * (2 + len(USES)) + "|",
@@ -281,11 +316,50 @@ def render_page(table: Mapping[str, FamilySupport]) -> str:
     for family, row in sorted(table.items()):
         cells = [row.uses[use].result for use in USES]
         origin = "file" if row.described else "discovered"
-        lines.append(f"| `{family}` | {origin} | {' | '.join(cells)} |")
+        mark = " *" if row.stand_in else ""
+        lines.append(f"| `{family}`{mark} | {origin} | {' | '.join(cells)} |")
         notes += _notes(family, row)
     if notes:
         lines += ["", "## What is not there, and why", "", *notes]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_stand_ins(table), *_limits(measured), *_absent(measured)]) + "\n"
+
+
+def _stand_ins(table: Mapping[str, FamilySupport]) -> list[str]:
+    marked = [f"- `{name}`: {row.stand_in}" for name, row in sorted(table.items()) if row.stand_in]
+    return ["", "## * Stand-ins for processors that need torchvision", "", *marked]
+
+
+def _limits(measured: Measured) -> list[str]:
+    lacking = ", ".join(f"`{family}`" for family in measured.lacked_by_lowest)
+    return [
+        "",
+        "## Versions, names and precisions",
+        "",
+        f"- The lowest transformers that vlmend supports (pyproject.toml) cannot build {lacking}; "
+        "what else an older release gets wrong is in `tests/conftest.py`.",
+        "- Kimi-VL exists in this transformers as `kimi_k25` only: checkpoints of the type "
+        "`kimi_vl` bring code of their own, which vlmend does not run.",
+        "- Weights are loaded in float32, bfloat16 or float16 (`--dtype`); each has a measured "
+        "tolerance. `--quantise int8` (torchao) works on a CPU as well.",
+        "- Checkpoints of bitsandbytes (0.50.2) do not pass on a CPU: its int8 rounds a prompt by "
+        "what else is in the batch, which the clauses on padding and caching refuse, and its 4-bit "
+        "weights failed in the first pass.",
+    ]
+
+
+def _absent(measured: Measured) -> list[str]:
+    by_reason: dict[str, list[str]] = {}
+    for family, reason in sorted(measured.absent.items()):
+        by_reason.setdefault(reason, []).append(f"`{family}`")
+    listed = [f"- {', '.join(names)}: {reason}." for reason, names in by_reason.items()]
+    return [
+        "",
+        "## Listed by transformers, without a row",
+        "",
+        f"What transformers {measured.transformers} lists as image-text-to-text besides:",
+        "",
+        *listed,
+    ]
 
 
 def _notes(family: str, row: FamilySupport) -> list[str]:
@@ -319,9 +393,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"{family}: {_summary(row)}\n{''.join(reasons)}")
         sys.stdout.flush()
         if args.write:
-            write_json(SUPPORT_FILE, as_json(table))
+            write_json(SUPPORT_FILE, as_json(table, measured_now()))
     if args.write:
-        PAGE.write_text(render_page(table), "utf-8")
+        PAGE.write_text(render_page(table, measured_now()), "utf-8")
     return 0
 
 

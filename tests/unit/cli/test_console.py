@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from command_line import Command
 from rich.console import Console
 
 import vlmend.cli.console as console
+from vlmend.models.support import read_measured, read_support
 
 
 @pytest.fixture
@@ -216,6 +218,17 @@ def test_lists_are_readable_in_80_columns(
         "repairs": ["shiftdc"],
     }
     assert set(known[what]) <= set(names)
+
+
+def test_families_without_a_row_are_listed_with_the_reason(command: Command) -> None:
+    measured = read_measured()
+    shown = " ".join(command("list", "families").out.split())
+    assert "measured with a stand-in, image processor" in shown
+    assert f"florence2 no row: {measured.absent['florence2']}" in shown
+    assert f"with transformers {measured.transformers}" in shown
+    facts = {row["name"]: row for row in json.loads(command("list", "families", "--json").out)}
+    assert facts["florence2"] == {"name": "florence2", "absent": measured.absent["florence2"]}
+    assert set(facts) == {*read_support(), *measured.absent}
 
 
 def test_an_unknown_list_is_a_usage_error(command: Command) -> None:

@@ -12,7 +12,7 @@ from vlmend.testing.tiny import glm_vl
 
 def _build_glmga() -> tuple[Any, Any]:
     tokenizer = glm_vl.glm_tokenizer()
-    config = GlmgaConfig(
+    config: Any = GlmgaConfig(
         vision_config={"model_type": "glm4v_vision", **glm_vl.vision_settings()},
         text_config={"model_type": "glm4v_text", **glm_vl.text_settings(tokenizer)},
         **glm_vl.token_ids(tokenizer),
