@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -416,7 +417,7 @@ def test_a_second_load_proves_nothing_unless_the_file_is_damaged(cache: Path) ->
     (path,) = cache.rglob("*.json")
     record = json.loads(path.read_text())
     assert all(clause["passed"] for clause in record["clauses"])
-    assert set(record["versions"]) == {"vlmend", "transformers", "code"}
+    assert set(record["versions"]) == {"vlmend", "transformers", "torch", "code"}
     path.write_text("{")
     assert prove(second, processor) == first
     assert second.passes == model.passes
@@ -436,6 +437,10 @@ def test_a_map_counts_for_its_config_alone() -> None:
 
 def _of_another_version(record: dict[str, Any]) -> str:
     return json.dumps({**record, "versions": {**record["versions"], "transformers": "5.0.0"}})
+
+
+def _of_another_torch(record: dict[str, Any]) -> str:
+    return json.dumps({**record, "versions": {**record["versions"], "torch": "2.6.0"}})
 
 
 def _of_other_code(record: dict[str, Any]) -> str:
@@ -468,6 +473,7 @@ def _map_that_contradicts_itself(record: dict[str, Any]) -> str:
 
 DAMAGES = (
     _of_another_version,
+    _of_another_torch,
     _of_other_code,
     _cut_off,
     _another_document,
@@ -487,6 +493,22 @@ def test_a_file_that_does_not_count_is_forgotten(
     (path,) = cache.rglob("*.json")
     path.write_text(damage(json.loads(path.read_text())))
     assert proven.recall_spec(model.config) is None
+
+
+@pytest.mark.parametrize("name", ["hooks/edit.py", "models/encode.py", "models/families/llava.py"])
+def test_all_code_of_models_and_hooks_counts(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = Path(proven.__file__).parents[1]
+    for folder in ("models", "hooks"):
+        shutil.copytree(package / folder, tmp_path / "vlmend" / folder)
+    monkeypatch.setattr(proven, "__file__", str(tmp_path / "vlmend/models/proven.py"))
+    before = proven._versions.__wrapped__()
+    assert before == proven._versions.__wrapped__()
+    with (tmp_path / "vlmend" / name).open("a") as file:
+        file.write("# changed\n")
+    after = proven._versions.__wrapped__()
+    assert {key for key in before if before[key] != after[key]} == {"code"}
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(

@@ -25,16 +25,9 @@ from vlmend.types import sha256_json
 CACHE_VARIABLE = "VLMEND_CACHE"
 """Environment variable that names the folder, instead of ~/.cache/vlmend."""
 
-_PACKAGES = ("vlmend", "transformers")
-_CODE = (
-    "models/spec.py",
-    "models/checks.py",
-    "models/discover.py",
-    "hooks/trace.py",
-    "hooks/contract.py",
-    "hooks/prove.py",
-)
-"""What a proof rests on, below the package's folder."""
+_PACKAGES = ("vlmend", "transformers", "torch")
+_CODE = ("models", "hooks")
+"""What a proof rests on, below the package's folder: all of it, families included."""
 
 _UNSTABLE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 """Entries of a config that do not change the anatomy."""
@@ -91,7 +84,9 @@ def _plain(value: Any) -> Any:
 def _versions() -> dict[str, str]:
     """Releases, and the code that proposes and proves: between releases it changes as well."""
     package = Path(__file__).parents[1]
-    code = hashlib.sha256(b"".join((package / name).read_bytes() for name in _CODE))
+    code = hashlib.sha256()
+    for path in sorted(path for folder in _CODE for path in (package / folder).rglob("*.py")):
+        code.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
     return {name: version(name) for name in _PACKAGES} | {"code": code.hexdigest()}
 
 
