@@ -31,7 +31,7 @@ S = TypeVar("S")
 
 Table = Mapping[str, Any]
 
-DtypeName = Literal["auto", "float32", "bfloat16"]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 _TABLES = ("model", "data", "repair", "watch", "reward", "loop", "dry_run")
 
