@@ -35,11 +35,12 @@ def change_config(folder: Path, **values: Any) -> None:
 
 @pytest.mark.parametrize("family", sorted(TINY_FAMILIES))
 def test_a_saved_model_comes_back(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_the_pin: bool
 ) -> None:
     built = tiny_vlm(family)
     built.model.save_pretrained(tmp_path)
-    if family in NOT_SAVED:
+    # Processors of some discovered families need torchvision under older transformers.
+    if family in NOT_SAVED or (family not in FAMILIES and not at_the_pin):
         monkeypatch.setattr(load, "_load_processor", lambda *_: built.processor)
     else:
         built.processor.save_pretrained(tmp_path)
