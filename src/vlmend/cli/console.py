@@ -53,11 +53,13 @@ def quiet_libraries() -> None:
     """Keep the libraries' own progress bars and advice out of our output."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # torchao, where it is installed, complains of GPU libraries and of torch as it is imported.
+    for name in ("accelerate", "torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
 
 
 class Report(Protocol):
@@ -261,6 +263,7 @@ def _why_withheld(cell: Mapping[str, Any]) -> str:
 
 
 def _rates(cell: Mapping[str, Any]) -> tuple[str, str, str]:
+    # In 80 columns there is room for one interval; the report has those of the others.
     return (
         f"{percent(cell['asr'])} {interval(cell['asr_low'], cell['asr_high'])}",
         percent(cell["refusal_rate"]),
