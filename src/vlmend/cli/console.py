@@ -53,9 +53,7 @@ def quiet_libraries() -> None:
     """Keep the libraries' own progress bars and advice out of our output."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # torchao, where it is installed, complains of GPU libraries and of torch as it is imported.
-    for name in ("accelerate", "torchao", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 a bug of ours (with traceback), 2 something the user can m
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -73,6 +74,9 @@ class _Version(argparse.Action):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the console script exits with what it returns."""
     args = build_parser().parse_args(argv)
+    # torchao, where it is installed, complains of GPU libraries and of torch as it is imported.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         code = args.run(args)
         # Here, where a reader that went away is handled, and not when the interpreter ends.
