@@ -119,7 +119,7 @@ def measure_picture_columns(vlm: Vlm, encoded: EncodedBatch) -> PictureColumns |
     shown = picture_columns(vlm, encoded).to(moved.device)
     if not bool(moved.any()):
         return None if torch.equal(*logits) else "none"
-    if bool((moved & ~shown).any()) or not bool(moved.any(dim=1).all()):
+    if bool((moved & ~shown).any()):
         return None
     return "all" if torch.equal(moved, shown) else "some"
 

@@ -85,6 +85,9 @@ def spread_weights(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.numel() == 1 and "gate" in name:
             nn.init.constant_(parameter, 0.7)
+        elif "quantize" in name and parameter.dim() >= 2:
+            # Codes as far apart as the states: between closer ones the nearest is always the same.
+            nn.init.normal_(parameter)
         elif parameter.dim() >= 2:
             fan_in = parameter[0].numel() if "embed" not in name else WIDTH
             if ".experts." in name and parameter.dim() == 3:
