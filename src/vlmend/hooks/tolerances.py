@@ -65,8 +65,9 @@ def noise_of(dtype: torch.dtype) -> Tolerance:
     return known[dtype]
 
 
-BARRED = -1e30
-"""Logits below are no measurements: a model bars a token from its answers with them."""
+BARRED = -6e4
+"""Logits below are no measurements: a model bars a token from its answers with the lowest number
+of its dtype, which is -65504 in float16."""
 
 
 def bar_alike(logits: Tensor, model_logits: Tensor) -> Tensor:
