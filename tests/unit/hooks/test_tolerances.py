@@ -9,6 +9,7 @@ from vlmend.errors import ConfigError
 from vlmend.hooks.tolerances import bar_alike, noise_of, relative_difference
 
 LOWEST = torch.finfo(torch.float32).min
+LOWEST_HALF = torch.finfo(torch.float16).min
 
 
 def test_a_difference_is_relative_to_the_largest_number() -> None:
@@ -17,14 +18,14 @@ def test_a_difference_is_relative_to_the_largest_number() -> None:
     assert relative_difference(torch.empty(0), torch.empty(0)) == 0.0
 
 
-@pytest.mark.parametrize("bar", [LOWEST, -float("inf")])
+@pytest.mark.parametrize("bar", [LOWEST, LOWEST_HALF, -float("inf")])
 def test_barred_tokens_do_not_hide_a_difference(bar: float) -> None:
     expected = torch.tensor([1.0, -4.0, bar])
     assert relative_difference(torch.tensor([1.0, -3.0, bar]), expected) == pytest.approx(0.25)
     assert relative_difference(torch.full((2,), bar), torch.full((2,), bar)) == 0.0
 
 
-@pytest.mark.parametrize("bar", [LOWEST, -float("inf")])
+@pytest.mark.parametrize("bar", [LOWEST, LOWEST_HALF, -float("inf")])
 def test_a_token_that_one_side_bars_is_a_difference(bar: float) -> None:
     barred, free = torch.tensor([1.0, bar]), torch.tensor([1.0, 2.0])
     assert relative_difference(barred, free) == float("inf")
