@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vlmend.errors import ConfigError
+from vlmend.errors import ConfigError, ModelError
 from vlmend.hooks.positions import Position, check_position, columns_in_chunk
+from vlmend.models.generators import past_of
 from vlmend.models.spec import check_layers
 from vlmend.models.vlm import Vlm
 
@@ -39,6 +40,7 @@ def hook_layers(
 
     Raises:
         ConfigError: Layer or position unknown; or, during a pass, no prompt length known.
+        ModelError: During a pass, columns behind the prompt without a cache.
     """
     check_position(position)
     check_layers(list(hooks), vlm.num_decoder_layers)
@@ -46,8 +48,7 @@ def hook_layers(
 
     def note_past(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal past
-        cache = kwargs.get("past_key_values")
-        past = 0 if cache is None else int(cache.get_seq_length())
+        past = past_of(kwargs)
 
     def on_output(
         layer: int, _module: nn.Module, _args: tuple[Any, ...], output: Any
@@ -62,6 +63,12 @@ def hook_layers(
                     "through Vlm.generate or Vlm.forward_prompt, or give prompt_columns."
                 )
             columns = length
+        if past == 0 and length < columns:
+            raise ModelError(
+                f"a pass of {length} columns has no cache behind it that vlmend can find, although "
+                f"the prompt has {columns}, so it cannot be told which columns these are. Use "
+                "`use_cache=False`, or a release of transformers that vlmend is tested with."
+            )
         start, stop = columns_in_chunk(position, prompt_columns=columns, past=past, length=length)
         if start == stop:
             return None

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from vlmend.errors import ConfigError, ModelError
 from vlmend.hooks.exits import VisionReplay, skipping_blocks
 from vlmend.models.encode import PIXELS, no_states
+from vlmend.models.generators import past_of
 from vlmend.models.spec import check_exit
 from vlmend.models.vlm import EncodedBatch, Vlm
 
@@ -265,8 +266,7 @@ class _Feed:
         self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Put the recorded pictures into the decoder's call."""
-        cache = kwargs.get("past_key_values")
-        self._decoding = cache is not None and int(cache.get_seq_length()) > 0
+        self._decoding = past_of(kwargs) > 0
         if self._inserts_later:
             return None
         seen, self._seen = self._seen, None

@@ -10,6 +10,7 @@ Shapes: B = prompts, S = columns of the prompts, N = columns so far, D = width.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import wraps
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin
+from transformers import Cache, GenerationConfig, GenerationMixin
 
 from vlmend.models.spec import FamilySpec, read_config
 
@@ -36,11 +37,27 @@ def generators(model: Any) -> list[Any]:
 
 def cache_of(output: Any) -> Any:
     """The keys and values that a pass left, wherever its output holds them; None without any."""
-    own = getattr(output, "past_key_values", None)
-    if own is not None:
-        return own
-    parts = (getattr(part, "past_key_values", None) for part in output.values())
-    return next((part for part in parts if part is not None), None)
+    for holder in (output, *output.values()):
+        held = vars(holder).values() if hasattr(holder, "__dict__") else ()
+        found = next((value for value in held if isinstance(value, Cache)), None)
+        if found is not None:
+            return found
+    return None
+
+
+def with_past(model: Any, cache: Any) -> dict[str, Any]:
+    """A cache as the named argument by which a model takes one."""
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    return {name: cache}
+
+
+def past_of(given: Mapping[str, Any]) -> int:
+    """Columns that a module's call has behind it, from the cache among its named arguments.
+
+    Found by what it is: transformers has renamed it (`past_key_values`, `cache` since 5.24).
+    """
+    cache = next((value for value in given.values() if isinstance(value, Cache)), None)
+    return 0 if cache is None else int(cache.get_seq_length())
 
 
 @contextmanager

@@ -142,6 +142,15 @@ def test_direct_passes_must_say_where_the_prompt_ends(vlm: Vlm) -> None:
     assert report.columns == {1: encoded.columns}
 
 
+def test_a_step_whose_cache_is_not_found_is_not_taken_for_a_prompt(
+    vlm: Vlm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a release of transformers may hide it."""
+    monkeypatch.setattr("vlmend.hooks.chunks.past_of", lambda _given: 0)
+    with edit_layers(vlm, {1: shift}, "all"), pytest.raises(ModelError, match="has no cache"):
+        vlm.generate(PROMPTS, settings())
+
+
 def test_prompt_columns_may_be_given_for_a_teacher_forced_pass(vlm: Vlm) -> None:
     """Prompt and answer in one pass: "prompt_last" is inside the chunk."""
     encoded = vlm.encode(PROMPTS)

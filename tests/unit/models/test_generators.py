@@ -10,11 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 
 from vlmend.models import vlm as vlm_module
 from vlmend.models.generation import GenerationSettings
-from vlmend.models.generators import cache_of, generators, mended_steps, settings_of
+from vlmend.models.generators import (
+    cache_of,
+    generators,
+    mended_steps,
+    past_of,
+    settings_of,
+    with_past,
+)
 from vlmend.models.vlm import Steps, Vlm
 from vlmend.testing import picture, tiny_vlm
 from vlmend.types import user
@@ -144,3 +151,21 @@ def test_the_cache_is_found_wherever_it_is(blip: Vlm, kosmos: Vlm) -> None:
         assert cache.get_seq_length() == encoded.columns
     none: Any = SimpleNamespace(values=lambda: (torch.zeros(1),))
     assert cache_of(none) is None
+
+
+def test_a_cache_is_known_by_what_it_is() -> None:
+    """transformers calls it `past_key_values`, and `cache` since 5.24."""
+    cache = DynamicCache()
+    assert past_of({"past_key_values": cache}) == past_of({"hidden": torch.zeros(1)}) == 0
+    cache.update(torch.zeros(1, 1, 3, 2), torch.zeros(1, 1, 3, 2), 0)
+    assert past_of({"hidden": torch.zeros(1), "cache": cache}) == 3
+    assert past_of({"hidden": torch.zeros(1), "past_key_values": cache}) == 3
+
+    def newer(cache: Any = None) -> Any:
+        return cache
+
+    def older(past_key_values: Any = None) -> Any:
+        return past_key_values
+
+    for forward in (newer, older):
+        assert forward(**with_past(SimpleNamespace(forward=forward), cache)) is cache
