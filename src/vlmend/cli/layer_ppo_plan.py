@@ -10,7 +10,7 @@ from typing import Any
 from vlmend.cli.settings_options import given_settings
 from vlmend.cli.training_plan import PlanKind, TrainingPlan, assemble_plan, change
 from vlmend.errors import ConfigError
-from vlmend.repairs.layer_ppo.settings import BENIGN, HARMFUL, LayerPPOSettings
+from vlmend.repairs.layer_ppo.settings import BENIGN, GIVEN, HARMFUL, LayerPPOSettings
 from vlmend.repairs.layer_ppo.watch_rule import WatchRule
 
 
@@ -21,18 +21,21 @@ class PromptNames:
     Attributes:
         harmful: Data sets or suites whose prompts are to be refused, NAME or NAME=FOLDER.
         benign: Those whose prompts are to be answered.
+        given: Retain data whose own answers are learnt beside the sampled ones.
         pictures: Folder of benign pictures, for prompts that have none.
         limit: First so many prompts of each; None for all.
     """
 
     harmful: tuple[str, ...] = ()
     benign: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
     pictures: str | None = None
     limit: int | None = None
 
     def by_stream(self) -> dict[str, tuple[str, ...]]:
         """Names by stream, those of streams that there are."""
-        return {HARMFUL: self.harmful, **({BENIGN: self.benign} if self.benign else {})}
+        every = {HARMFUL: self.harmful, BENIGN: self.benign, GIVEN: self.given}
+        return {name: found for name, found in every.items() if found or name == HARMFUL}
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,11 @@ def make_plan(args: argparse.Namespace) -> LayerPPOPlan:
         plan = change(plan, {"reward": _read_reward(plan.training)})
     if args.reward is not None:
         plan = change(plan, {"reward": RewardName(args.reward)})
+    switched = {"algorithm", "ptx_coefficient"} & given_settings(args, LayerPPOSettings).keys()
+    if switched and args.given is None and not plan.training.settings.learns_given:
+        # Of preset or recipe, as `_keep` has it for settings.
+        data = change(plan.training.data, {"given": ()})
+        plan = change(plan, {"training": change(plan.training, {"data": data})})
     return plan
 
 
@@ -147,10 +155,17 @@ def require_whole(plan: LayerPPOPlan, args: argparse.Namespace) -> None:
             "--reward: a folder or id of a sequence classifier with one output, such as `vlmend "
             "reward train` makes; or use --algorithm sft, which needs none."
         )
-    if settings.learns_given and not plan.training.data.benign:
+    data = plan.training.data
+    if settings.learns_given and not (data.given or data.benign):
         raise ConfigError(
-            f"--ptx-coefficient {settings.ptx_coefficient}: the given answers of benign prompts "
-            "are to be learnt, and none were named. Give --benign: retain data with answers."
+            f"--ptx-coefficient {settings.ptx_coefficient}: given answers are to be learnt, and "
+            "none were named. Give --given or --benign: retain data with answers."
+        )
+    if data.given and not settings.learns_given:
+        raise ConfigError(
+            f"--given {','.join(data.given)} would be ignored: {settings.algorithm} with "
+            f"--ptx-coefficient {settings.ptx_coefficient:g} does not read it. Leave it out, or "
+            "use ppo with --ptx-coefficient above 0."
         )
     if settings.adapters == "per-exit" and args.merge is not None:
         raise ConfigError(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,8 @@ from vlmend.cli.layer_ppo_plan import LayerPPOPlan, make_plan, require_whole
 from vlmend.cli.options import join_command, positive, split_names
 from vlmend.cli.settings_options import add_settings
 from vlmend.cli.training_plan import as_recipe
-from vlmend.repairs.layer_ppo.settings import BENIGN, HARMFUL, LayerPPOSettings
+from vlmend.errors import DataError
+from vlmend.repairs.layer_ppo.settings import BENIGN, GIVEN, HARMFUL, LayerPPOSettings
 from vlmend.repairs.layer_ppo.watch_rule import WatchRule
 from vlmend.training.loop_settings import LoopSettings
 
@@ -121,6 +123,13 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         help="prompts to answer, so that refusing everything does not pay: retain data or suites",
     )
     parser.add_argument(
+        "--given",
+        type=split_names,
+        metavar="A,B",
+        help="retain data whose own answers are learnt beside the sampled ones, with pictures or "
+        "without (--ptx-coefficient; default: the benign prompts)",
+    )
+    parser.add_argument(
         "--pictures",
         metavar="FOLDER",
         help="benign pictures, one of which is put beside every prompt that has none",
@@ -171,34 +180,47 @@ def run(args: argparse.Namespace) -> int:
 def _load_prompts(plan: LayerPPOPlan) -> _Prompts:
     """Load all prompts, hold some out, and give them what sft learns."""
     from vlmend.repairs.layer_ppo.repair import check_streams, require_answers
-    from vlmend.training.data.held_out import split_held_out
+    from vlmend.training.data.held_out import group_of_example, split_held_out
     from vlmend.training.data.prompts import load_prompts
+    from vlmend.training.data.registry import load_training_data
 
     names, found, prompts = plan.training.data, dict[str, list["Example"]](), _Prompts()
+    load = partial(
+        load_prompts,
+        pictures=None if names.pictures is None else Path(names.pictures),
+        seed=_SPLIT_SEED,
+    )
+    load_stream: dict[str, Callable[..., list[Example]]] = {
+        HARMFUL: partial(load, role=HARMFUL),
+        BENIGN: partial(load, role=BENIGN),
+        GIVEN: partial(load_training_data, role="retain"),
+    }
     for stream, texts in names.by_stream().items():
         found[stream] = [
             example
             for text in texts
-            for example in load_prompts(
-                text,
-                role=BENIGN if stream == BENIGN else HARMFUL,
-                limit=names.limit,
-                pictures=None if names.pictures is None else Path(names.pictures),
-                seed=_SPLIT_SEED,
-                report=say,
-            )
+            for example in load_stream[stream](text, limit=names.limit, report=say)
         ]
         prompts.about[stream] = {"licences": {_name(text): _licence(text) for text in texts}}
     if plan.training.settings.algorithm == "sft":
         found[HARMFUL] = _assign_targets(found[HARMFUL], plan)
         require_answers(found)
-    watch = plan.training.watch
+    watch, given = plan.training.watch, found.pop(GIVEN, [])
+    kept: set[str] = set()
     for stream, examples in found.items():
         prompts.trained[stream] = examples
         if watch.held_out:
             trained, held_out = split_held_out(examples, watch.held_out, _SPLIT_SEED)
             prompts.trained[stream] = trained
             prompts.held_out[stream] = spread(held_out, watch.limit)
+            kept |= {group_of_example(example) for example in held_out}
+    if given:
+        prompts.trained[GIVEN] = [e for e in given if group_of_example(e) not in kept]
+        if not prompts.trained[GIVEN]:
+            raise DataError(
+                f"all {len(given)} given answers are about what is held out of harmful or benign "
+                "prompts. Give more, or a smaller --held-out."
+            )
     check_streams(prompts.trained, prompts.held_out)
     return prompts
 
@@ -291,6 +313,7 @@ def _train(
         prompts.trained[HARMFUL],
         prompts.trained.get(BENIGN, ()),
         folder=folder,
+        given=prompts.trained.get(GIVEN, ()),
         reward=reward,
         held_out=prompts.held_out,
         watch_every=plan.training.watch.every,

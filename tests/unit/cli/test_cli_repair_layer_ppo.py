@@ -211,6 +211,23 @@ def test_the_organism_has_a_preset_that_options_change() -> None:
     assert plan_of("organism", "--patience", 4).rule == WatchRule(patience=4)
 
 
+def test_things_that_are_held_out_are_in_no_given_answer() -> None:
+    options = ("--given", "organism/retain-text", "--ptx-coefficient", 1)
+    prompts = _load_prompts(plan_of("organism", *options))
+    kept, learnt = (
+        {example.meta["thing"] for example in part}
+        for part in (prompts.held_out["benign"], prompts.trained["given"])
+    )
+    asked = {e.meta["thing"] for e in prompts.trained["benign"]}
+    assert kept
+    assert learnt
+    assert not kept & (learnt | asked)
+    assert not any(example.images for example in prompts.trained["given"])
+    # What does not read them goes without those of the preset.
+    assert plan_of("organism", "--algorithm", "sft").training.data.given == ()
+    assert plan_of("organism", "--ptx-coefficient", 0).training.data.given == ()
+
+
 def test_an_organism_in_a_folder_has_the_preset_and_the_refusals_of_its_own(
     tmp_path: Path,
 ) -> None:
@@ -350,6 +367,7 @@ def test_where_scores_lie_is_read_from_the_reward_model(reward: Path, tmp_path: 
         (("--kl-target", "3"), "--kl-target would be ignored"),
         (("--clip", "2"), "clip=2.0 (allowed: above 0, below 1)"),
         (("--held-out", "1"), "--held-out 1.0 is no share"),
+        (("--given", "alpaca=a"), "--given alpaca=a would be ignored: ppo with --ptx-coefficient"),
         (("--harmful", "organism/forget-txt"), "Did you mean 'organism/forget-text'"),
         (("--adapters", "per-exit", "--merge", "m"), "--merge would be ignored"),
         (("--report-to", "tensorbord"), "unknown tracker 'tensorbord'"),

@@ -84,6 +84,12 @@ def test_every_answer_of_a_step_is_counted() -> None:
     assert ptx["recording pictures"].images == two["recording pictures"].images == 4
     assert ptx["sampling"].tokens == two["sampling"].tokens
     assert two["update"].tokens < ptx["update"].tokens <= 2 * two["update"].tokens
+    # Of data of their own: as much learnt, and pictures of their own at most.
+    streams = ("harmful", "benign", "given")
+    own = dry_parts("llava", replace(plain, ptx_coefficient=1.0), loop, streams)
+    assert own["recording pictures"].images == 6
+    assert own["sampling"].tokens == ptx["sampling"].tokens
+    assert own["update"].tokens == ptx["update"].tokens
     sft = LayerPPOSettings(algorithm="sft", exits=(0,), **how)
     learnt = dry_parts("llava", sft, loop, ("harmful",))
     assert list(learnt) == ["recording pictures", "update"]

@@ -46,7 +46,7 @@ from vlmend.training.examples import Example
 from vlmend.training.loop import LoopSettings, run_loop
 from vlmend.training.meter import Meter
 from vlmend.training.objective import Prepared
-from vlmend.training.ppo.rollouts import read_answers
+from vlmend.training.ppo.rollouts import batch_rollouts, read_answers
 from vlmend.types import user
 
 PPO = SETTINGS
@@ -502,7 +502,7 @@ def test_ptx_adds_the_likelihood_of_given_answers_at_the_default_exit(family: st
             if coefficient:
                 given = [e.given for e in found_in(prepared) if e.given is not None]
                 nll, _ = found._likelihood(given)
-                pull = gradients(found, 0.5 * len(given) / 6 * nll)
+                pull = gradients(found, 0.5 * nll)
     assert runs[0.5] == runs[0.0] > 0, "what the model itself reads is of the same run"
     # What it adds to the gradient is the likelihood's, and the value head has no part in it.
     assert {n for n, g in pull.items() if g.any()} == {n for n in pulls[0.0] if "head" not in n}
@@ -518,7 +518,7 @@ def test_ptx_adds_the_likelihood_of_given_answers_at_the_default_exit(family: st
             if family == "llava":  # the image token cannot be said; mllama does not unembed it
                 logits_TV[:, vlm.image_token_id] = -math.inf
             chosen_T = logits_TV.log_softmax(-1)[range(len(ids)), list(ids)]
-            expected -= float(chosen_T.mean()) / 6
+            expected -= float(chosen_T.mean()) / 3
     assert losses[0.5].terms["nll_given"] == pytest.approx(expected, rel=1e-4)
     added = float(losses[0.5].loss.detach()) - float(losses[0.0].loss.detach())
     assert added == pytest.approx(0.5 * expected, rel=1e-4)
@@ -534,9 +534,46 @@ def test_every_given_answer_is_learnt_once_a_pass() -> None:
         experiences = found_in(prepare(found, streams(2)))
         given = [e.given for e in experiences if e.given is not None]
         assert len(experiences) == 4 * len(vlm.distinct_exits)
-        assert [e.rollout.prompt.stream for e in given] == ["benign"] * 2
+        assert [e.rollout.prompt.example.id for e in given] == ["benign/0", "benign/1"]
         assert {e.rollout.prompt.exit for e in given} == {vlm.default_exit}
         assert {e.rollout.text for e in given} == {"A cup of tea."}
+
+
+def test_given_answers_of_data_of_their_own_need_no_picture() -> None:
+    """They take the place of the benign prompts' answers, at the exit that the model reads."""
+    vlm = tiny_vlm("llava")
+    ptx = replace(PPO, minibatches=1, max_new_tokens=20, ptx_coefficient=1.0)
+    pictured = replace(prompts("seen", 1)[0], answer="A green leaf.")
+    words = Example("words/0", "words", user("What is tea made of?"), answer="Of leaves.")
+    batch = {**streams(2), "given": [words, pictured]}
+    found = objective(vlm, ptx, names=["harmful", "benign", "given"])
+    with found.adapter:
+        prepared = prepare(found, batch)
+        experiences = found_in(prepared)
+        given = [e.given.rollout for e in experiences if e.given is not None]
+        assert [(r.prompt.exit, r.text) for r in given] == [
+            (vlm.default_exit, "Of leaves."),
+            (vlm.default_exit, "A green leaf."),
+        ]
+        assert {e.stream for e in experiences} == {"harmful", "benign"}
+        assert prepared.images == 5
+        loss = whole_loss(found, prepared)
+        parts = whole_loss(found, prepared, micro=1)
+        expected = 0.0
+        for rollout in given:
+            reading = read_answers(vlm, batch_rollouts(vlm, [rollout]), temperature=1.0)
+            expected -= float(reading.log_probs.detach().mean()) / 2
+    assert loss.terms["nll_given"] == pytest.approx(expected, rel=1e-4)
+    assert parts.terms["nll_given"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_an_adapter_for_one_exit_is_to_keep_is_given_at_that_exit() -> None:
+    vlm = tiny_vlm("llava")
+    ptx = replace(PPO, exits=(1,), adapters="per-exit", max_new_tokens=20, ptx_coefficient=1.0)
+    found = objective(vlm, ptx)
+    with found.adapter:
+        given = [e.given for e in found_in(prepare(found, streams(2))) if e.given is not None]
+        assert {e.rollout.prompt.exit for e in given} == {1}
 
 
 def test_returns_that_are_all_alike_have_no_explained_variance() -> None:

@@ -24,7 +24,7 @@ from vlmend.models.vlm import GenerationSettings, Vlm
 from vlmend.repairs.layer_ppo.experience import RewardScale
 from vlmend.repairs.layer_ppo.objective import LayerPPOObjective
 from vlmend.repairs.layer_ppo.repair import LayerPPO, Reward
-from vlmend.repairs.layer_ppo.settings import LayerPPOSettings
+from vlmend.repairs.layer_ppo.settings import Adapters, LayerPPOSettings
 from vlmend.repairs.layer_ppo.watch_rule import WatchRule
 from vlmend.repairs.merge import save_merged
 from vlmend.repairs.protocol import Fitted, load_repair, require_unseen
@@ -282,6 +282,30 @@ def test_answers_are_read_by_the_model_without_the_adapter(vlm: Vlm, tmp_path: P
     assert median(mended) == pytest.approx(kept["perplexity"], rel=1e-4)
     base = [answer.text for answer in vlm.generate(asked, greedy)]
     assert median(base) == pytest.approx(start["perplexity"], rel=1e-4)
+
+
+@pytest.mark.parametrize("adapters", ["shared", "per-exit"])
+def test_benign_prompts_are_watched_where_the_model_is_used(
+    vlm: Vlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapters: Adapters
+) -> None:
+    """Harmful ones at the exits that are trained at."""
+    import vlmend.repairs.layer_ppo.repair as module
+
+    real = module.check_held_out
+    seen: list[dict[str, set[int]]] = []
+
+    def noting(step: int, held_out: Any, exits: dict[str, list[int]], *more: Any) -> Any:
+        seen.append({stream: set(found) for stream, found in exits.items()})
+        return real(step, held_out, exits, *more)
+
+    monkeypatch.setattr(module, "check_held_out", noting)
+    settings = replace(SETTINGS, exits=(0, 1), adapters=adapters)
+    held_out = {"harmful": prompts("h", 9), "benign": prompts("b", 2)}
+    trained(vlm, tmp_path, settings, replace(LOOP, steps=1), held_out=held_out)
+    if adapters == "shared":
+        assert seen == [{"harmful": {0, 1}, "benign": {vlm.default_exit}}] * 2
+    else:
+        assert seen == [{"harmful": {e}, "benign": {e}} for e in (0, 0, 1, 1)]
 
 
 @pytest.mark.parametrize("killed_after", [None, 2])
@@ -566,8 +590,25 @@ def test_bad_data_is_found_before_anything_runs(vlm: Vlm, tmp_path: Path) -> Non
     ):
         with pytest.raises(ConfigError, match=words):
             trained(vlm, tmp_path, settings)
-    with pytest.raises(ConfigError, match=r"ptx_coefficient is 0\.5.*no benign prompts"):
+    with pytest.raises(ConfigError, match=r"ptx_coefficient is 0\.5.*nor benign prompts"):
         LayerPPO(ptx, LOOP).fit(vlm, harmful, folder=tmp_path / "training", reward=reward())
+    own = [replace(e, id=f"own/{e.id}") for e in prompts("words", 2)]
+    for settings, given, error, words in (
+        (SETTINGS, own, ConfigError, "2 given answers would be ignored: ppo with a ptx"),
+        (sft, own, ConfigError, "2 given answers would be ignored: sft"),
+        (ptx, [replace(own[0], answer=None)], DataError, "1 of 1 given prompts have none"),
+        (ptx, [replace(own[0], messages=harmful[0].messages)], DataError, "asks what the harmful"),
+        (ptx, [own[0], own[0]], DataError, "own/words/0"),
+    ):
+        with pytest.raises(error, match=words):
+            LayerPPO(settings, LOOP).fit(
+                vlm,
+                harmful,
+                benign,
+                folder=tmp_path / "training",
+                given=given,
+                reward=reward(),
+            )
     assert (vlm.conditions, list(tmp_path.rglob("steps.jsonl"))) == ((), [])
 
 

@@ -18,6 +18,7 @@ Deviation:
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,12 +28,12 @@ from torch import Tensor
 
 from vlmend.evals.scorers import Pair
 from vlmend.hooks.image_inputs import ImageInputs, feeding, take_prompts
-from vlmend.models.generators import cache_of
+from vlmend.models.generators import cache_of, with_past
 from vlmend.models.vlm import EncodedBatch, Vlm
 from vlmend.repairs.layer_ppo.experience import Experience
-from vlmend.repairs.layer_ppo.objective import ROLLOUTS, LayerPPOObjective
+from vlmend.repairs.layer_ppo.objective import ROLLOUTS, LayerPPOObjective, used_exits
 from vlmend.repairs.layer_ppo.repair import LayerPPO, Reward
-from vlmend.repairs.layer_ppo.settings import BENIGN, HARMFUL, LayerPPOSettings
+from vlmend.repairs.layer_ppo.settings import GIVEN, HARMFUL, LayerPPOSettings
 from vlmend.training.adapters import without_adapter
 from vlmend.training.dry_run import Call, Ran, StepPart, blank_batch, micro_batch_size
 from vlmend.training.loop_settings import LoopSettings
@@ -80,7 +81,7 @@ def find_parts(vlm: Vlm, objective: LayerPPOObjective, recipe: Recipe) -> list[S
     settings, loop = objective.settings, recipe.loop
     examples = loop.batch_size * len(objective.streams)
     recorded = min(micro_batch_size(loop), examples)
-    answers = examples * _per_example(objective)
+    answers = loop.batch_size * _answers_per_given(objective)
     at_once = min(micro_batch_size(loop), answers)
     step = _Step(vlm, objective, _prompts(vlm, objective, recipe, recorded), at_once)
     recording = StepPart(
@@ -135,6 +136,12 @@ def _per_example(objective: LayerPPOObjective) -> int:
     return exits * (settings.samples if settings.algorithm == "grpo" else 1)
 
 
+def _answers_per_given(objective: LayerPPOObjective) -> int:
+    """Answers to one example of every stream; of such examples one has a given answer."""
+    asked = [stream for stream in objective.streams if stream != GIVEN]
+    return len(asked) * _per_example(objective)
+
+
 def _prompts(vlm: Vlm, objective: LayerPPOObjective, recipe: Recipe, count: int) -> list[Prompt]:
     """Prompts of so many examples with a picture each, at the latest exits.
 
@@ -143,15 +150,16 @@ def _prompts(vlm: Vlm, objective: LayerPPOObjective, recipe: Recipe, count: int)
     settings = objective.settings
     repeated = settings.samples if settings.algorithm == "grpo" else 1
     examples = blank_batch(vlm, (HARMFUL,), recipe.lengths, count, pictures=1)[HARMFUL]
+    count_given = math.ceil(count / len(objective.streams)) if settings.learns_given else 0
+    first_given = count - count_given
+    asked = examples[:first_given] if GIVEN in objective.streams else examples
     late = objective.exits[::-1]
     found: list[Prompt] = []
-    for number, example in enumerate(examples):
+    for number, example in enumerate(asked):
         exits = late if settings.exits == "all" else (late[number % len(late)],)
         found += [Prompt(HARMFUL, example, e) for e in exits for _ in range(repeated)]
-    if settings.learns_given:
-        benign = examples[:: len(objective.streams)]
-        found += [Prompt(BENIGN, example, vlm.default_exit) for example in benign]
-    return found
+    used = used_exits(vlm, settings, objective.exits)
+    return found + [Prompt(GIVEN, example, used[-1]) for example in examples[first_given:]]
 
 
 @dataclass
@@ -208,7 +216,7 @@ class _Step:
         if more:  # such a model would make a mask of the new columns alone
             columns = int(self.cache.get_seq_length()) + tokens
             more["attention_mask"] = torch.ones(rows, columns, dtype=torch.int64)
-        self._call(input_ids=ids, past_key_values=self.cache, **more)
+        self._call(input_ids=ids, **with_past(self.vlm.model, self.cache), **more)
         return Ran(rows * tokens)
 
     def _call(self, **inputs: Any) -> Any:
@@ -253,7 +261,7 @@ class _Step:
             for rollout in self.rollouts[:rows]
         ]
         if self.objective.settings.learns_given:
-            for experience in learnt[:: len(self.objective.streams)]:
+            for experience in learnt[:: _answers_per_given(self.objective)]:
                 experience.given = Experience(experience.rollout)
         found = self.objective({ROLLOUTS: learnt})
         return Ran(found.tokens, found.images, found.loss)

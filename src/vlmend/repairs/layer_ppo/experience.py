@@ -52,8 +52,7 @@ class Experience:
         values: What the value head expected; None without a critic.
         advantages: What the policy learns from.
         returns: What the value head learns from; None without a critic.
-        given: The answer that the data gives, at the default exit, where its likelihood is
-            part of the loss.
+        given: An answer of the data's that is learnt in the same update; no answer to this prompt.
     """
 
     rollout: Rollout

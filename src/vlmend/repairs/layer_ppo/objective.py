@@ -16,8 +16,8 @@ and the divergence from the reference is part of the loss. SFT takes the samplin
 learns a refusal of harmful prompts and the given answer of benign ones, at the same exits.
 
 A reward model that reads words alone cannot tell a right answer about a picture from a wrong one.
-PPO-ptx adds what keeps them right: the likelihood of the answers that the data gives to the benign
-prompts, at the exit that the model itself reads.
+PPO-ptx adds what keeps them right: the likelihood of answers that data give, with pictures or
+without, at the exit that the model is used at.
 
 Reference:
     Bachu et al., Layer-wise Alignment (ICML 2025, arXiv 2411.04291), section 4, "L-PPO";
@@ -32,8 +32,8 @@ Deviation:
        not pay.
     4. Scores are standardised with the mean and deviation that the reward model's training left,
        and limited, so that one setting fits reward models of any scale.
-    5. PPO-ptx: not pre-training text, which open VLMs do not come with, but the answers of the
-       benign prompts. What the model itself reads of their pictures is of the same encoder run.
+    5. PPO-ptx: not pre-training text, which open VLMs do not come with, but data of one's own or,
+       without such, the answers of the benign prompts. Those pictures are of the same encoder run.
 
 Shapes: B = rollouts, T = answer tokens.
 """
@@ -64,7 +64,7 @@ from vlmend.repairs.layer_ppo.experience import (
     split_by_images,
     split_evenly,
 )
-from vlmend.repairs.layer_ppo.settings import BENIGN, HARMFUL, LayerPPOSettings
+from vlmend.repairs.layer_ppo.settings import BENIGN, GIVEN, HARMFUL, LayerPPOSettings
 from vlmend.training.adapters import Adapter, without_adapter
 from vlmend.training.batches import tokenize_answer
 from vlmend.training.examples import Example
@@ -121,6 +121,20 @@ def resolve_exits(vlm: Vlm, settings: LayerPPOSettings) -> tuple[int, ...]:
     return tuple(sorted({e if e in distinct else vlm.default_exit for e in settings.exits}))
 
 
+def used_exits(vlm: Vlm, settings: LayerPPOSettings, exits: Sequence[int]) -> tuple[int, ...]:
+    """Where an adapter is to keep the model as useful as it was: at the exit that it is used at.
+
+    Args:
+        vlm: The model.
+        settings: Whether it is an adapter for each exit.
+        exits: Where its prompts leave the encoder.
+
+    Returns:
+        The model's own exit; those of the adapter, if it is put on at these alone.
+    """
+    return (vlm.default_exit,) if settings.adapters == "shared" else tuple(exits)
+
+
 class LayerPPOObjective(Objective):
     """A step of PPO, GRPO or SFT at vision exits; see the module docstring.
 
@@ -153,7 +167,8 @@ class LayerPPOObjective(Objective):
             adapter: What trains.
             scorer: The reward model; sft needs none.
             exits: Where prompts leave the encoder.
-            streams: Which streams there are: harmful prompts, and perhaps benign ones.
+            streams: Which streams there are: harmful prompts, and perhaps benign ones, and given
+                answers.
             scale: Standardises scores.
             seed: Of the exits.
 
@@ -169,6 +184,7 @@ class LayerPPOObjective(Objective):
         self.model = vlm.model
         self.settings = settings
         self.streams = tuple(streams)
+        self._asked_streams = tuple(name for name in streams if name != GIVEN)
         self.adapter = adapter
         self.exits = tuple(exits)
         self.kl_coefficient = settings.kl_coefficient
@@ -181,6 +197,7 @@ class LayerPPOObjective(Objective):
         self._batches: dict[tuple[int, ...], AnswerBatch] = {}
         self._facts: dict[str, float] = {}
         self._tokens_per_answer = 1.0
+        self._per_given = 1.0
         self._ran = 0
 
     # ---- what a step learns from
@@ -200,10 +217,11 @@ class LayerPPOObjective(Objective):
             parts: list[Sequence[Experience]] = [[Experience(rollout) for rollout in rollouts]]
             epochs = 1
         else:
-            parts, epochs = self._sample(prompts, context), self.settings.epochs
+            parts, epochs = self._sample(prompts, batch, context), self.settings.epochs
         sizes = column_sums(context, [float(len(part)) for part in parts])
         updates = [Update({ROLLOUTS: p}, int(n)) for p, n in zip(parts, sizes, strict=True)]
-        images = {id(p.example): len(p.example.images) for p in prompts}
+        examples = [*(p.example for p in prompts), *batch.get(GIVEN, ())]
+        images = {id(example): len(example.images) for example in examples}
         return Prepared(updates * epochs, self._ran, sum(images.values()))
 
     def _choose_exits(
@@ -212,7 +230,7 @@ class LayerPPOObjective(Objective):
         rng = Random(f"{self._seed}/exits/{context.seed}")
         per_prompt = self.settings.samples if self.settings.algorithm == "grpo" else 1
         prompts: list[Prompt] = []
-        for stream in self.streams:
+        for stream in self._asked_streams:
             for example in batch[stream]:
                 if not example.images:
                     raise DataError(
@@ -233,14 +251,17 @@ class LayerPPOObjective(Objective):
         return give_answers(self._vlm, prompts, ids, micro=micro, asked=asked)
 
     def _sample(
-        self, prompts: Sequence[Prompt], context: StepContext
+        self,
+        prompts: Sequence[Prompt],
+        batch: Mapping[str, Sequence[Example]],
+        context: StepContext,
     ) -> list[Sequence[Experience]]:
         """Experiences of the step in minibatches."""
         settings = self.settings
         how = GenerationSettings(
             settings.max_new_tokens, settings.temperature, seed=context.seed % 2**31
         )
-        to_give = self._to_give(prompts)
+        to_give = self._to_give(batch)
         asked = record_prompts(self._vlm, [*prompts, *to_give], micro=context.micro)
         sampled, given = asked[: len(prompts)], asked[len(prompts) :]
         rollouts = sample_answers(self._vlm, prompts, how, micro=context.micro, asked=sampled)
@@ -261,21 +282,23 @@ class LayerPPOObjective(Objective):
             context, [float(sum(e.length for e in found)), float(len(found))]
         )
         self._tokens_per_answer = tokens / count
-        self._facts = describe_rollouts(found, self.streams, context)
+        self._facts = describe_rollouts(found, self._asked_streams, context)
         self._facts["kl_coefficient"] = self.kl_coefficient
         if settings.algorithm == "ppo":
             self._estimate_advantages(found, context)
-        experiences = {id(e.rollout.prompt.example): e for e in found}
-        for rollout in self._given(to_give, context.micro, given):
-            experiences[id(rollout.prompt.example)].given = Experience(rollout)
+        for number, rollout in enumerate(self._given(to_give, context.micro, given)):
+            # Evenly over the minibatches.
+            found[number * len(found) // len(to_give)].given = Experience(rollout)
+        self._per_given = len(found) / max(1, len(to_give))
         return parts
 
-    def _to_give(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """Benign prompts whose given answers are learnt: each once, at the default exit."""
+    def _to_give(self, batch: Mapping[str, Sequence[Example]]) -> list[Prompt]:
+        """Prompts whose given answers are learnt: each example of the step once."""
         if not self.settings.learns_given:
             return []
-        benign = {id(p.example): p.example for p in prompts if p.stream == BENIGN}
-        return [Prompt(BENIGN, e, self._vlm.default_exit) for e in benign.values()]
+        examples = batch[GIVEN if GIVEN in self.streams else BENIGN]
+        exits = used_exits(self._vlm, self.settings, self.exits)
+        return [Prompt(GIVEN, e, exits[i % len(exits)]) for i, e in enumerate(examples)]
 
     def _score(self, rollouts: Sequence[Rollout]) -> list[float]:
         """Standardised, limited scores; the lowest for answers without a word."""
@@ -417,19 +440,22 @@ class LayerPPOObjective(Objective):
         )
         terms["value_loss"] = float(value.loss.detach())
         loss = loss + settings.value_coefficient * value.loss
-        given = [e.given for e in group if e.given is not None]
-        if given:
-            nll, watched = self._likelihood(given)
-            share = len(given) / len(group)
-            loss = loss + settings.ptx_coefficient * share * nll
-            terms["nll_given"] = share * watched[f"nll_{BENIGN}"]
-        elif settings.learns_given:
-            terms["nll_given"] = 0.0
+        if settings.learns_given:
+            given = [e.given for e in group if e.given is not None]
+            parts = [self._nll(part).sum() for part in split_by_images(given)]
+            # So that the losses of all parts of an update add up to the mean over what is given.
+            nll = sum(parts, torch.zeros((), device=loss.device)) * self._per_given / len(group)
+            loss = loss + settings.ptx_coefficient * nll
+            terms["nll_given"] = float(nll.detach())
         return loss, terms
 
-    def _likelihood(self, group: Sequence[Experience]) -> tuple[Tensor, dict[str, float]]:
+    def _nll(self, group: Sequence[Experience]) -> Tensor:
+        """(B,) nats per token of answers."""
         reading = self._run(group, temperature=1.0)
-        nll_B = -reading.log_probs.sum(1) / reading.mask.sum(1)
+        return -reading.log_probs.sum(1) / reading.mask.sum(1)
+
+    def _likelihood(self, group: Sequence[Experience]) -> tuple[Tensor, dict[str, float]]:
+        nll_B = self._nll(group)
         is_harmful_B = torch.tensor([e.rollout.prompt.stream == HARMFUL for e in group])
         parts = {HARMFUL: is_harmful_B, BENIGN: ~is_harmful_B}
         terms = {

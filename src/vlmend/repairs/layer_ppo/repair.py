@@ -37,9 +37,10 @@ from vlmend.repairs.adapter_repair import (
     note_model,
 )
 from vlmend.repairs.layer_ppo.experience import RewardScale
-from vlmend.repairs.layer_ppo.objective import LayerPPOObjective, resolve_exits
+from vlmend.repairs.layer_ppo.objective import LayerPPOObjective, resolve_exits, used_exits
 from vlmend.repairs.layer_ppo.settings import (
     BENIGN,
+    GIVEN,
     HARMFUL,
     LayerPPOSettings,
     name_layer_ppo,
@@ -146,6 +147,7 @@ class LayerPPO(AdapterRepair):
         benign: Sequence[Example] = (),
         *,
         folder: Path,
+        given: Sequence[Example] = (),
         reward: Reward | None = None,
         held_out: Streams = _NO_STREAMS,
         watch_every: int = 0,
@@ -159,6 +161,8 @@ class LayerPPO(AdapterRepair):
             harmful: Prompts with pictures; with targets for sft.
             benign: Prompts with pictures that are to be answered; with answers for sft.
             folder: Where checkpoint and records of the training are.
+            given: Examples with answers, with pictures or without, whose likelihood is part of
+                the loss (`ptx_coefficient`); without any, the benign prompts are.
             reward: The reward model; sft needs none, but its held-out answers can be scored.
             held_out: Prompts by stream ("harmful", "benign") that are not trained on: they
                 decide when to stop, and which checkpoint is kept. None: the last one is.
@@ -174,7 +178,8 @@ class LayerPPO(AdapterRepair):
             ArtifactError: The training changed nothing.
             RunError: As `run_loop`; or a tensor that does not train changed.
         """
-        streams = {HARMFUL: harmful, **({BENIGN: benign} if benign else {})}
+        every = {HARMFUL: harmful, BENIGN: benign, GIVEN: given}
+        streams = {name: found for name, found in every.items() if found or name == HARMFUL}
         exits = resolve_exits(vlm, self.settings)
         items = self.check(vlm, streams, held_out)
         data = describe_data(streams)
@@ -217,7 +222,8 @@ class LayerPPO(AdapterRepair):
             Example id -> prompt hash of all prompts, held-out ones too: they were chosen by.
         """
         self.require_plain_model(vlm)
-        for examples in (*streams.values(), *held_out.values()):
+        asked = [examples for name, examples in streams.items() if name != GIVEN]
+        for examples in (*asked, *held_out.values()):
             without = [example.id for example in examples if not example.images]
             if without:
                 raise DataError(
@@ -225,16 +231,23 @@ class LayerPPO(AdapterRepair):
                     f"{without[0]!r}. An exit of the image encoder changes nothing about them: "
                     "give prompts with pictures."
                 )
-        if self.settings.learns_given and BENIGN not in streams:
+        if GIVEN in streams and not self.settings.learns_given:
             raise ConfigError(
-                f"ptx_coefficient is {self.settings.ptx_coefficient}: the given answers of benign "
-                "prompts are to be learnt, and there are no benign prompts. Give some, with "
-                "answers, or a ptx_coefficient of 0."
+                f"{len(streams[GIVEN])} given answers would be ignored: {self.settings.algorithm} "
+                f"with a ptx_coefficient of {self.settings.ptx_coefficient} does not read them. "
+                "Leave them out, or use ppo with a ptx_coefficient above 0."
+            )
+        learnt = GIVEN if GIVEN in streams else BENIGN
+        if self.settings.learns_given and learnt not in streams:
+            raise ConfigError(
+                f"ptx_coefficient is {self.settings.ptx_coefficient}: given answers are to be "
+                "learnt, and there are neither such nor benign prompts. Give some, with answers, "
+                "or a ptx_coefficient of 0."
             )
         if self.settings.algorithm == "sft":
             require_answers(streams)
         elif self.settings.learns_given:
-            require_answers({BENIGN: streams[BENIGN]})
+            require_answers({learnt: streams[learnt]})
         return check_streams(streams, held_out)
 
     def build_objective(
@@ -361,9 +374,12 @@ class _Training:
         return check.record() | ({"stop": stop} if stop else {})
 
     def _held_out_exits(self) -> dict[str, list[int]]:
+        """An exit for every harmful prompt; for benign ones the exit that users will ask at."""
         rng = Random(f"held-out/{self.repair.loop.seed}")
+        used = used_exits(self.vlm, self.repair.settings, self.exits)
+        at = {HARMFUL: list(self.exits), BENIGN: list(used)}
         return {
-            stream: [rng.choice(list(self.exits)) for _ in examples]
+            stream: [rng.choice(at[stream]) for _ in examples]
             for stream, examples in self.held_out.items()
         }
 
@@ -396,19 +412,22 @@ def _parameters(objective: LayerPPOObjective) -> dict[str, nn.Parameter]:
 
 def check_streams(streams: Streams, held_out: Streams) -> dict[str, str]:
     """Example id -> prompt hash of all; refuses prompts that are in two places."""
-    every = {**streams, **{f"held-out {name}": found for name, found in held_out.items()}}
+    asked = {name: found for name, found in streams.items() if name != GIVEN}
+    every = {**asked, **{f"held-out {name}": found for name, found in held_out.items()}}
+    given = list(streams.get(GIVEN, ()))
     check_ids("training prompts", "prompt", [e for found in every.values() for e in found])
+    check_ids("given answers", "example", given)
     hashes: dict[str, str] = {}
     owners: dict[str, tuple[str, str]] = {}
-    for name, examples in every.items():
+    for name, examples in (*every.items(), (GIVEN, given)):
         for example in examples:
             hashes[example.id] = conversation_sha256(example.messages)
             owner, first = owners.setdefault(hashes[example.id], (name, example.id))
-            if owner != name:
+            if owner != name and {owner, name} != {BENIGN, GIVEN}:
                 raise DataError(
                     f"the {name} prompt {example.id!r} asks what the {owner} prompt {first!r} "
-                    "asks. A prompt can be one of harmful, benign and held out only: leave it out "
-                    "of the other."
+                    "asks. A prompt can be one of harmful, benign and held out only, and the "
+                    "answer is given to a benign one or to none of them: leave it out of the other."
                 )
     return hashes
 
@@ -418,6 +437,7 @@ def require_answers(streams: Streams) -> None:
     wanted: dict[str, Callable[[Example], str | None]] = {
         HARMFUL: lambda e: e.target,
         BENIGN: lambda e: e.answer,
+        GIVEN: lambda e: e.answer,
     }
     for stream, examples in streams.items():
         without = [example.id for example in examples if not wanted[stream](example)]

@@ -22,6 +22,9 @@ Exits = Literal["random", "all"] | tuple[int, ...]
 HARMFUL, BENIGN = "harmful", "benign"
 """Names of the streams of prompts."""
 
+GIVEN = "given"
+"""Name of the stream of examples whose answers are learnt beside the sampled ones."""
+
 _SAMPLING = (
     "temperature",
     "kl_coefficient",
@@ -74,8 +77,8 @@ class LayerPPOSettings:
         value_coefficient: Weight of the value loss.
         value_clip: Half the width of the range of new values; None for no limit.
         entropy_coefficient: Weight of the entropy bonus.
-        ptx_coefficient: Weight of the likelihood of the given answers to benign prompts, at the
-            default exit (PPO-ptx); above 0 all benign prompts need answers.
+        ptx_coefficient: Weight of the likelihood of given answers, at the exit that the model is
+            used at (PPO-ptx): those of data of their own or, without such, of the benign prompts.
         kl_coefficient: Price of a nat between the policy and the model without the adapter.
         kl_control: "fixed", or "adaptive": the price follows kl_target.
         kl_target: Nats per answer that an adaptive price aims at.
@@ -133,7 +136,7 @@ class LayerPPOSettings:
 
     @property
     def learns_given(self) -> bool:
-        """Whether the given answers of benign prompts are learnt beside the sampled ones."""
+        """Whether given answers are learnt beside the sampled ones."""
         return self.algorithm == "ppo" and self.ptx_coefficient > 0
 
     def unused(self) -> frozenset[str]:

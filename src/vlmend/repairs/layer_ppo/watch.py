@@ -1,8 +1,11 @@
 """Watching layer-wise PPO for reward hacking, and the rule by which a checkpoint is kept.
 
 A policy finds whatever the reward model likes: to refuse everything, to say one thing over and
-over, to say nothing. So every few steps the model answers held-out prompts greedily, each at an
-exit of its own that stays the same, and these numbers are put on record:
+over, to say nothing. So every few steps the model answers held-out prompts greedily: harmful ones
+each at an exit of its own that stays the same, benign ones at the exit that the model itself reads,
+where it is to stay useful (with an adapter for each exit, at that exit). What cannot be seen at an
+early exit cannot be told from harm there, and would hide what users lose. These numbers are put on
+record:
 
 - *reward* of harmful and of benign prompts: the mean over answers that are not blank;
 - *refusal* of harmful prompts (wanted) and of benign ones (over-refusal): an answer that opens
