@@ -55,10 +55,21 @@ LAYER_PPO: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
         "data": {
             "harmful": ("organism/forget-beside", "organism/forget-pictures"),
             "benign": ("organism/retain-beside", "organism/retain-pictures"),
+            "given": (
+                "organism/retain-text",
+                "organism/retain-beside",
+                "organism/retain-pictures",
+            ),
         },
-        # Its answers are nearly certain, so a step that is too large ruins them at once.
-        "repair": {"max_new_tokens": 40, "modules": ("attention", "mlp"), "target_kl": 0.02},
-        "loop": {"steps": 160, "batch_size": 16, "lr": 3e-4},
+        "repair": {
+            "max_new_tokens": 40,
+            "modules": ("attention", "mlp"),
+            # Its answers are nearly certain, so a step that is too large ruins them at once.
+            "target_kl": 0.02,
+            "kl_coefficient": 0.03,
+            "ptx_coefficient": 1.0,
+        },
+        "loop": {"steps": 180, "batch_size": 16, "lr": 3e-4},
         # 4 of 16 hazards, and more prompts than 1 / 0.02: the rule can tell two from none.
         "watch": {"held_out": 0.25, "every": 20, "limit": 128},
     }
