@@ -16,7 +16,7 @@ from untrained_organism import save_untrained
 from vlmend.cli.layer_ppo_plan import HeldOut, LayerPPOPlan, make_plan
 from vlmend.cli.main import build_parser
 from vlmend.cli.repair_layer_ppo import _load_prompts, describe_steps, spread
-from vlmend.errors import ConfigError, UnknownNameError
+from vlmend.errors import ConfigError, DataError, UnknownNameError
 from vlmend.organism import language
 from vlmend.repairs.layer_ppo.experience import RewardScale
 from vlmend.repairs.layer_ppo.reward_scale import read_reward_scale
@@ -226,6 +226,17 @@ def test_things_that_are_held_out_are_in_no_given_answer() -> None:
     # What does not read them goes without those of the preset.
     assert plan_of("organism", "--algorithm", "sft").training.data.given == ()
     assert plan_of("organism", "--ptx-coefficient", 0).training.data.given == ()
+
+
+def test_given_answers_that_are_all_held_out_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not taken for none, which would have the benign prompts' answers learnt."""
+
+    def hold_all(examples: list[Any], _share: float, _seed: int) -> tuple[list[Any], list[Any]]:
+        return [], examples
+
+    monkeypatch.setattr("vlmend.training.data.held_out.split_held_out", hold_all)
+    with pytest.raises(DataError, match=r"all \d+ given answers are about what is held out"):
+        _load_prompts(plan_of("organism", "--given", "organism/retain-pictures"))
 
 
 def test_an_organism_in_a_folder_has_the_preset_and_the_refusals_of_its_own(

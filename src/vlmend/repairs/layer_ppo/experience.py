@@ -52,7 +52,7 @@ class Experience:
         values: What the value head expected; None without a critic.
         advantages: What the policy learns from.
         returns: What the value head learns from; None without a critic.
-        given: An answer of the data's that is learnt in the same update; no answer to this prompt.
+        given: An answer that data give, to a prompt of its own; it is learnt in the same update.
     """
 
     rollout: Rollout
