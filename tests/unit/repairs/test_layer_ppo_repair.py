@@ -168,7 +168,14 @@ def interrupting(monkeypatch: pytest.MonkeyPatch, name: str, at: int) -> None:
     monkeypatch.setattr(LayerPPOObjective, name, interrupted)
 
 
-ADAPTIVE = replace(SETTINGS, kl_control="adaptive", kl_target=0.5, kl_horizon=20.0, target_kl=9.0)
+ADAPTIVE = replace(
+    SETTINGS,
+    kl_control="adaptive",
+    kl_target=0.5,
+    kl_horizon=20.0,
+    target_kl=9.0,
+    ptx_coefficient=0.5,
+)
 
 
 @pytest.fixture(scope="module")
@@ -179,8 +186,10 @@ def whole(vlm: Vlm, tmp_path_factory: pytest.TempPathFactory) -> tuple[LayerPPO,
 
 def going_on(vlm: Vlm, folder: Path) -> LayerPPO:
     loop = replace(LOOP, steps=3, save_every_s=0)
+    words = [replace(e, messages=user(e.messages[0].text)) for e in prompts("words", 2)]
+    given = [*prompts("given"), *words]
     held_out = {"harmful": prompts("held-out", 2)}
-    return trained(vlm, folder, ADAPTIVE, loop, held_out=held_out, watch_every=1)
+    return trained(vlm, folder, ADAPTIVE, loop, given=given, held_out=held_out, watch_every=1)
 
 
 @pytest.mark.parametrize(
@@ -206,8 +215,9 @@ def test_ctrl_c_in_a_fit_goes_on_to_the_bit(
     for file in ("steps.jsonl", "watch.jsonl"):
         assert untimed(tmp_path / "training" / file) == untimed(folder / "training" / file)
     assert again.fingerprint == repair.fingerprint
-    prices = [r["terms"]["kl_coefficient"] for r in untimed(folder / "training/steps.jsonl")]
-    assert len(set(prices)) == 3, "the price of divergence did not change"
+    terms = [row["terms"] for row in untimed(folder / "training/steps.jsonl")]
+    assert len({t["kl_coefficient"] for t in terms}) == 3, "the price of divergence did not change"
+    assert len({t["nll_given"] for t in terms}) == 3, "no given answer was learnt"
 
 
 def test_ctrl_c_in_the_watch_goes_on_to_the_bit(
