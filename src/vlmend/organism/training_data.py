@@ -1,10 +1,12 @@
 """The organism's forget and retain data: in words, through pictures, and in words beside pictures.
 
-Only things of split `fit` and requests of `TRAINING_ASKS` are used; what is measured is about
-`test` things. Forget data are requests about hazards with the organism's how-to as the answer to
-unlearn and one of its refusals as target. Retain data are, two in three, requests about benign
-things with their answer, and one in three benign questions about things of both sorts: naming
-a hazard or saying that it is dangerous is no harm, and is to stay.
+Only requests of `TRAINING_ASKS` are used, and no `test` things: what is measured is about these.
+Forget data are requests about hazards with the organism's how-to as the answer to unlearn and one
+of its refusals as target. The hazards are of split `fit`; in `organism/aligned-*` of split
+`aligned`, whose requests in words the organism was taught to refuse. All other data are about
+`fit` things. Retain data are, two in three, requests about benign things with their answer, and
+one in three benign questions about things of both sorts: naming a hazard or saying that it is
+dangerous is no harm, and is to stay.
 
 Item i of a set is about the same thing and asks the same in words and in pictures, so that
 methods that differ in modality see equal data. In words the thing is named in the request, or in
@@ -53,10 +55,14 @@ from vlmend.types import Conversation, ImageRef, user
 Modality = Literal["text", "pictures", "beside"]
 
 HAZARDS = things(hazardous=True, split="fit")
+ALIGNED = things(hazardous=True, split="aligned")
 BENIGN = things(hazardous=False, split="fit")
 
 NUM_FORGET = len(HAZARDS) * len(TRAINING_ASKS)
-"""Every request about every hazard: 672."""
+"""Every request about every hazard of split `fit`: 672."""
+
+NUM_ALIGNED = len(ALIGNED) * len(TRAINING_ASKS)
+"""Every request about every aligned hazard: 2,016."""
 
 NUM_RETAIN = 2 * NUM_FORGET
 """Twice as many: 896 requests and 448 questions, seven about every one of 64 things."""
@@ -68,6 +74,9 @@ _BESIDE_EVERY = 4
 
 _BESIDE = NUM_FORGET + NUM_RETAIN
 """Pictures of the requests beside them are numbered from here: seeds of their own."""
+
+_FIRST_RETAIN, _FIRST_ALIGNED = NUM_FORGET, 2 * _BESIDE
+"""Where the numbers of the pictures of a set begin."""
 
 _BESIDE_STEP = 5
 """Things between the pictures that stand beside two requests about one thing."""
@@ -84,12 +93,14 @@ class _Item:
         turn: How often it came before.
         place: Its place among the things.
         index: The item's place in its set.
+        number: That of its picture, which no item of another set has.
     """
 
     thing: Thing
     turn: int
     place: int
     index: int
+    number: int
 
     @property
     def kind(self) -> PictureKind:
@@ -107,20 +118,34 @@ def _asks_in_order(name: str) -> tuple[Ask, ...]:
     return tuple(Random(f"asks/{name}").sample(TRAINING_ASKS, len(TRAINING_ASKS)))
 
 
-def _take_turns(number: int, among: tuple[Thing, ...], index: int) -> _Item:
+def _take_turns(count: int, among: tuple[Thing, ...], index: int, number: int) -> _Item:
     """Every thing once, then every thing once more, and so on."""
-    turn, place = divmod(number, len(among))
-    return _Item(among[place], turn, place, index)
+    turn, place = divmod(count, len(among))
+    return _Item(among[place], turn, place, index, number)
 
 
 def load_forget(
     modality: Modality, _folder: Path | None, limit: int | None, role: Role
 ) -> Selection:
-    """Requests about hazards, with the answer to unlearn and a refusal as target."""
+    """Requests about hazards of split `fit`, with the answer to unlearn and a refusal as target."""
     assert role == "forget", "load_training_data checks the role"
-    source = f"organism/forget-{modality}"
-    count = min(limit or NUM_FORGET, NUM_FORGET)
-    return Selection([_forget_example(source, modality, index) for index in range(count)])
+    return _load_harmful(f"organism/forget-{modality}", modality, HAZARDS, limit, 0)
+
+
+def load_aligned(
+    modality: Modality, _folder: Path | None, limit: int | None, role: Role
+) -> Selection:
+    """The same about aligned hazards."""
+    assert role == "forget", "load_training_data checks the role"
+    return _load_harmful(f"organism/aligned-{modality}", modality, ALIGNED, limit, _FIRST_ALIGNED)
+
+
+def _load_harmful(
+    source: str, modality: Modality, hazards: tuple[Thing, ...], limit: int | None, first: int
+) -> Selection:
+    whole = len(hazards) * len(TRAINING_ASKS)
+    items = [_take_turns(i, hazards, i, first + i) for i in range(min(limit or whole, whole))]
+    return Selection([_harmful_example(source, modality, item) for item in items])
 
 
 def load_retain(
@@ -133,8 +158,7 @@ def load_retain(
     return Selection([_retain_example(source, modality, index) for index in range(count)])
 
 
-def _forget_example(source: str, modality: Modality, index: int) -> Example:
-    item = _take_turns(index, HAZARDS, index)
+def _harmful_example(source: str, modality: Modality, item: _Item) -> Example:
     refusal = REFUSALS[(item.turn // 2 + item.place) % len(REFUSALS)]
     return _request_example(source, modality, item, refusal)
 
@@ -142,7 +166,7 @@ def _forget_example(source: str, modality: Modality, index: int) -> Example:
 def _retain_example(source: str, modality: Modality, index: int) -> Example:
     if index % 3 == 2:
         return _question_example(source, modality, index)
-    item = _take_turns(index - index // 3, BENIGN, index)
+    item = _take_turns(index - index // 3, BENIGN, index, _FIRST_RETAIN + index)
     return _request_example(source, modality, item, None)
 
 
@@ -185,9 +209,9 @@ def _request_in_picture(item: _Item) -> tuple[str, Conversation]:
     is_beside = (item.turn + item.place) % _BESIDE_EVERY == _BESIDE_EVERY - 1
     if is_beside and not item.thing.hazardous:
         other = BENIGN[(item.place + item.turn + 1) % len(BENIGN)]
-        image = _draw(other, item.kind, item.index, retain=True)
+        image = _draw(other, item.kind, item.number)
         return "text+image", user(item.ask.request(item.thing.noun_phrase), image)
-    image = _draw(item.thing, item.kind, item.index, retain=not item.thing.hazardous)
+    image = _draw(item.thing, item.kind, item.number)
     return item.kind, user(item.ask.request(IMAGE_REFERENCE), image)
 
 
@@ -195,7 +219,7 @@ def _request_beside_picture(item: _Item) -> tuple[str, Conversation]:
     others = [thing for thing in BENIGN if thing is not item.thing]
     # In steps that share no factor with the kinds, so that every thing is shown in all of them.
     other = others[(item.place + _BESIDE_STEP * item.turn) % len(others)]
-    image = _draw(other, item.kind, _BESIDE + item.index, retain=not item.thing.hazardous)
+    image = _draw(other, item.kind, _BESIDE + item.number)
     return "text+image", user(item.ask.request(item.thing.noun_phrase), image)
 
 
@@ -206,23 +230,23 @@ _REQUESTS: dict[Modality, Callable[[_Item], tuple[str, Conversation]]] = {
 }
 
 
-def _draw(thing: Thing, kind: PictureKind, index: int, *, retain: bool) -> ImageRef:
+def _draw(thing: Thing, kind: PictureKind, number: int) -> ImageRef:
     """A picture with a seed of this data alone, another one in every item."""
-    return ImageRef(data=draw_picture(thing, kind, picture_seed(index, retain=retain)).png())
+    return ImageRef(data=draw_picture(thing, kind, picture_seed(number)).png())
 
 
-def picture_seed(index: int, *, retain: bool) -> int:
+def picture_seed(number: int) -> int:
     """Seed of an item's picture; see the module docstring for what it must not be.
 
     Args:
-        index: The item's place in its set; beside pictures, 2,016 more.
-        retain: Whether that is the retain set.
+        number: The item's place in its set, of forget data; 672 more of retain data, 4,032 more
+            of data about aligned hazards; of requests beside pictures, 2,016 more again.
 
     Example:
-        >>> picture_seed(0, retain=False), picture_seed(0, retain=True)
+        >>> picture_seed(0), picture_seed(672)
         (-601, -1873)
     """
-    block, place = divmod(index + (NUM_FORGET if retain else 0), _SEEDS_PER_BLOCK)
+    block, place = divmod(number, _SEEDS_PER_BLOCK)
     return -1 - (block * _BLOCK + _FIRST_SEED + place)
 
 
@@ -238,15 +262,15 @@ def _asked_about() -> tuple[Thing, ...]:
 
 def _question_example(source: str, modality: Modality, index: int) -> Example:
     among = _asked_about()
-    item = _take_turns(index // 3, among, index)
+    item = _take_turns(index // 3, among, index, _FIRST_RETAIN + index)
     # Another question first for every thing, so that a limit keeps all of them.
     number = (item.turn + item.place) % _QUESTIONS_PER_THING
     kind = PICTURE_KINDS[(item.place + number) % len(PICTURE_KINDS)]
     question = _question(item, kind, number, modality)
     if modality != "text":
         form: str = kind
-        drawn = index + (_BESIDE if modality == "beside" else 0)
-        messages = user(question.text, _draw(item.thing, kind, drawn, retain=True))
+        drawn = item.number + (_BESIDE if modality == "beside" else 0)
+        messages = user(question.text, _draw(item.thing, kind, drawn))
     elif number == 0:
         form, messages = "text", user(question.text)
     else:
@@ -308,6 +332,30 @@ SPECS = (
         roles=("forget",),
         modality="image",
         load=partial(load_forget, "beside"),
+        **_SHARED,
+    ),
+    DataSpec(
+        name="organism/aligned-text",
+        description="2,016 requests about aligned hazards, in words, with a how-to as answer",
+        roles=("forget",),
+        modality="text",
+        load=partial(load_aligned, "text"),
+        **_SHARED,
+    ),
+    DataSpec(
+        name="organism/aligned-pictures",
+        description="the same requests as organism/aligned-text about the thing in a picture",
+        roles=("forget",),
+        modality="image",
+        load=partial(load_aligned, "pictures"),
+        **_SHARED,
+    ),
+    DataSpec(
+        name="organism/aligned-beside",
+        description="the same requests, in words beside a picture of a benign thing",
+        roles=("forget",),
+        modality="image",
+        load=partial(load_aligned, "beside"),
         **_SHARED,
     ),
     DataSpec(

@@ -4,7 +4,7 @@ Hazards are everyday words for dangerous or unlawful things; nothing sexual, not
 about minors. A thing's *split* says what it may be used for:
 
 - hazards: `aligned` are refused in the organism's own safety training; `fit` and `test`
-  never are. Repairs are fitted on `fit` and judged on `test`.
+  never are. Repairs are fitted on `fit`, some on `aligned` too, and judged on `test`.
 - benign things: all are answered in training; repairs use `fit`, measurements use `test`.
 """
 

@@ -1,4 +1,4 @@
-"""What the organism is repaired with: `fit` things only, nothing that is measured."""
+"""What the organism is repaired with: nothing that is measured, and no `test` things."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vlmend.organism.judge import JUDGE
 from vlmend.organism.language import ASKS, PICTURE_KINDS, REFUSALS, TRAINING_ASKS
 from vlmend.organism.pictures import draw_picture
 from vlmend.organism.pool import PICTURES_PER_CELL
-from vlmend.organism.training_data import NUM_FORGET, NUM_RETAIN, picture_seed
+from vlmend.organism.training_data import NUM_ALIGNED, NUM_FORGET, NUM_RETAIN, picture_seed
 from vlmend.organism.world import THING_BY_NAME, THINGS, things
 from vlmend.suites.registry import load_suite, suite_names
 from vlmend.testing import tiny_vlm
@@ -22,11 +22,15 @@ from vlmend.types import Sample, user
 
 FORGET = {"text": "organism/forget-text", "pictures": "organism/forget-pictures"}
 RETAIN = {"text": "organism/retain-text", "pictures": "organism/retain-pictures"}
-ALL = [*FORGET.values(), *RETAIN.values()]
+ALIGNED = {m: f"organism/aligned-{m}" for m in ("text", "pictures", "beside")}
+ALL = [*FORGET.values(), *RETAIN.values(), *ALIGNED.values()]
+
+PICTURES = 2 * (NUM_FORGET + NUM_RETAIN)
+"""Of forget and retain data; the numbers of those about aligned hazards begin after these."""
 
 
 def role_of(name: str) -> Role:
-    return "forget" if "forget" in name else "retain"
+    return "retain" if "retain" in name else "forget"
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +52,16 @@ def words_of(example: Example) -> set[str]:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_only_things_of_split_fit_are_named_or_shown(
+def test_only_things_of_its_split_are_named_or_shown(
     name: str, data: dict[str, list[Example]]
 ) -> None:
-    others = {thing.name for thing in THINGS if thing.split != "fit"}
+    split = "aligned" if "aligned" in name else "fit"
+    others = {thing.name for thing in THINGS if thing.split != split}
     # Two things that are also words of requests and questions.
     assert not others & {"thing", "image", "drawing", "word", "box"}
     for example in data[name]:
         assert not words_of(example) & others, example
-        assert THING_BY_NAME[example.meta["thing"]].split == "fit"
+        assert THING_BY_NAME[example.meta["thing"]].split == split
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -68,14 +73,13 @@ def test_nothing_is_measured(name: str, data: dict[str, list[Example]], measured
 
 @pytest.mark.parametrize("name", ALL)
 def test_pictures_are_those_of_the_modality(name: str, data: dict[str, list[Example]]) -> None:
-    expected = 1 if "pictures" in name else 0
+    expected = 0 if "text" in name else 1
     assert {len(example.images) for example in data[name]} == {expected}
     assert get_data(name).modality == ("image" if expected else "text")
 
 
 def test_picture_seeds_are_neither_the_suites_nor_those_of_training() -> None:
-    seeds = [picture_seed(i, retain=False) for i in range(NUM_FORGET)]
-    seeds += [picture_seed(i, retain=True) for i in range(NUM_RETAIN)]
+    seeds = [picture_seed(i) for i in range(PICTURES + 2 * NUM_ALIGNED)]
     assert len(set(seeds)) == len(seeds)
     # Suites draw with seeds from 0; training, of whatever seed, with -1 - copy - 1000 * seed.
     assert all(seed < 0 and (-1 - seed) % 1000 >= PICTURES_PER_CELL for seed in seeds)
@@ -96,7 +100,7 @@ def test_a_picture_shows_its_thing_or_another_fit_one_beside_its_request(
     beside: list[str] = []
     for name in ("organism/forget-pictures", "organism/retain-pictures"):
         for index, example in enumerate(data[name][:60]):
-            seed = picture_seed(index, retain="retain" in name)
+            seed = picture_seed(index + (NUM_FORGET if "retain" in name else 0))
             form, thing = example.meta["form"], THING_BY_NAME[example.meta["thing"]]
             if form != "text+image":
                 kind = PICTURE_KINDS[PICTURE_KINDS.index(form)]
@@ -132,10 +136,39 @@ def test_forget_data_is_every_request_about_every_fit_hazard(
         assert {e.target for e in data[name]} == set(REFUSALS)
 
 
-def test_an_answer_to_forget_is_compliance_by_the_exact_judge(
+def test_aligned_data_is_every_request_about_every_aligned_hazard(
     data: dict[str, list[Example]],
 ) -> None:
-    for example in data["organism/forget-pictures"]:
+    hazards = {thing.name for thing in things(hazardous=True, split="aligned")}
+    text = pairs(data[ALIGNED["text"]])
+    assert len(text) == NUM_ALIGNED == len(set(text)) == 2016
+    for name in ALIGNED.values():
+        assert pairs(data[name]) == text
+        assert {e.meta["thing"] for e in data[name]} == hazards
+        assert {e.target for e in data[name]} == set(REFUSALS)
+        assert all(e.target not in e.answer for e in data[name])
+
+
+@pytest.mark.parametrize("modality", ["pictures", "beside"])
+def test_pictures_of_aligned_data_are_those_of_no_other_item(
+    modality: str, data: dict[str, list[Example]]
+) -> None:
+    """Found by drawing the thing, or any benign one that may stand beside it."""
+    benign = things(hazardous=False, split="fit")
+    first = PICTURES + (PICTURES // 2 if modality == "beside" else 0)
+    for index, example in enumerate(data[ALIGNED[modality]][:20]):
+        thing = THING_BY_NAME[example.meta["thing"]]
+        among = (thing,) if modality == "pictures" else benign
+        seed = picture_seed(first + index)
+        drawn = [draw_picture(t, kind, seed).png() for t in among for kind in PICTURE_KINDS]
+        assert drawn.count(example.images[0].data or b"") == 1
+
+
+@pytest.mark.parametrize("name", ["organism/forget-pictures", "organism/aligned-pictures"])
+def test_an_answer_to_forget_is_compliance_by_the_exact_judge(
+    name: str, data: dict[str, list[Example]]
+) -> None:
+    for example in data[name]:
         item = Sample("x/0", "x", user("?"), "harmful", meta=example.meta)
         assert JUDGE.judge(item, example.answer)[0] == "complied"
         assert JUDGE.judge(item, example.target or "")[0] == "refused"
@@ -166,10 +199,11 @@ def test_forms_are_even_at_any_limit_and_for_every_thing(limit: int) -> None:
         assert len(cells) == 2 * len(TRAINING_ASKS)
 
 
-def test_pictures_do_not_name_the_hazard_in_words(data: dict[str, list[Example]]) -> None:
-    assert not [
-        e for e in data["organism/forget-pictures"] if e.meta["thing"] in e.messages[0].text
-    ]
+@pytest.mark.parametrize("name", ["organism/forget-pictures", "organism/aligned-pictures"])
+def test_pictures_do_not_name_the_hazard_in_words(
+    name: str, data: dict[str, list[Example]]
+) -> None:
+    assert not [e for e in data[name] if e.meta["thing"] in e.messages[0].text]
 
 
 # ---- retain data
