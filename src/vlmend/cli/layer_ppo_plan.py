@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vlmend.cli.settings_options import given_settings
@@ -39,8 +39,8 @@ class PromptNames:
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """The prompts that a training is watched on.
+class HeldOut(WatchRule):
+    """Table `[watch]` of a recipe: the prompts that a training is watched on, and the rule.
 
     Attributes:
         held_out: Share of them; 0 watches nothing and keeps the last step.
@@ -48,7 +48,7 @@ class HeldOut:
         limit: First so many prompts of each stream; None for all that are held out.
 
     Raises:
-        ConfigError: A share that is none.
+        ConfigError: A share that is none, or a rule that is out of range.
     """
 
     held_out: float = 0.1
@@ -56,6 +56,7 @@ class HeldOut:
     limit: int | None = 64
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.held_out < 1:
             raise ConfigError(
                 f"--held-out {self.held_out} is no share of the prompts. Allowed: 0 to below 1; 0 "
@@ -85,13 +86,17 @@ class LayerPPOPlan:
 
     Attributes:
         training: What every training has.
-        rule: When to stop, and what to keep.
         reward: The reward model.
     """
 
     training: Plan
-    rule: WatchRule
     reward: RewardName
+
+    @property
+    def rule(self) -> WatchRule:
+        """When to stop, and what to keep."""
+        watch = self.training.watch
+        return WatchRule(**{f.name: getattr(watch, f.name) for f in fields(WatchRule)})
 
     @property
     def trains_reward(self) -> bool:
@@ -120,11 +125,7 @@ def make_plan(args: argparse.Namespace) -> LayerPPOPlan:
         type_watch=_add_typed_watch,
         keep=_keep,
     )
-    plan = LayerPPOPlan(
-        training=assemble_plan(args, kind),
-        rule=WatchRule(**given_settings(args, WatchRule)),
-        reward=RewardName(),
-    )
+    plan = LayerPPOPlan(training=assemble_plan(args, kind), reward=RewardName())
     if plan.training.recipe is not None:
         plan = change(plan, {"reward": _read_reward(plan.training)})
     if args.reward is not None:
@@ -190,7 +191,8 @@ def _name_reader(settings: LayerPPOSettings) -> str:
 
 def _add_typed_watch(watch: HeldOut, args: argparse.Namespace) -> HeldOut:
     typed = {"held_out": args.held_out, "every": args.watch_every, "limit": args.watch_limit}
-    return change(watch, {name: value for name, value in typed.items() if value is not None})
+    named = {name: value for name, value in typed.items() if value is not None}
+    return change(watch, {**named, **given_settings(args, WatchRule)})
 
 
 def _keep(table: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:

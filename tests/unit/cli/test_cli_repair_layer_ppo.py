@@ -208,7 +208,9 @@ def test_the_organism_has_a_preset_that_options_change() -> None:
     assert changed.training.loop.lr == plan.training.loop.lr
     assert changed.training.watch == replace(plan.training.watch, held_out=0.3)
     assert plan_of("some/model", "--watch-every", 5).training.watch == HeldOut(every=5)
-    assert plan_of("organism", "--patience", 4).rule == WatchRule(patience=4)
+    rule = plan_of("organism", "--patience", 4).rule
+    assert type(rule) is WatchRule
+    assert rule == replace(plan.rule, patience=4)
 
 
 def test_things_that_are_held_out_are_in_no_given_answer() -> None:
@@ -264,6 +266,9 @@ exits = [1, 2]
 clip = 0.3
 [reward]
 id = "some/reward"
+[watch]
+held_out = 0.2
+max_kept_rise = 0.05
 [loop]
 steps = 7
 """
@@ -281,6 +286,9 @@ def test_a_recipe_is_read_and_options_win(tmp_path: Path) -> None:
     assert plan.reward.id == "some/reward"
     assert (plan.training.settings.exits, plan.training.settings.clip) == ((1, 2), 0.3)
     assert (plan.training.data.pictures, plan.training.loop.steps) == ("some/folder", 7)
+    assert plan.training.watch == HeldOut(held_out=0.2, max_kept_rise=0.05)
+    assert plan.rule == WatchRule(max_kept_rise=0.05)
+    assert plan_of("--recipe", recipe, "--max-kept-rise", 0.1).rule == WatchRule(max_kept_rise=0.1)
     plan = plan_of("--recipe", recipe, "--exits", "all", "--reward", "other", "--pictures", "b")
     assert plan.training.settings.exits == "all"
     assert (plan.reward.id, plan.training.data.pictures) == ("other", "b")
@@ -296,6 +304,7 @@ def test_a_recipe_is_read_and_options_win(tmp_path: Path) -> None:
         ("[repair]\nexits = 'some'", "exits='some' \\(allowed: random, all"),
         ("[reward]\nname = 'x'", "key of .*\\[reward\\] 'name'"),
         ("[data]\nharmfull = ['x']", "Did you mean 'harmful'"),
+        ("[watch]\nmax_kept_rise = 2", "max_kept_rise=2 \\(allowed: 0 to 1\\)"),
     ],
 )
 def test_a_wrong_recipe_is_refused(tmp_path: Path, text: str, problem: str) -> None:
