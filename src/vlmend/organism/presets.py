@@ -53,8 +53,13 @@ REWARD: MappingProxyType[str, Any] = MappingProxyType(
 LAYER_PPO: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
     {
         "data": {
-            "harmful": ("organism/forget-beside", "organism/forget-pictures"),
-            "benign": ("organism/retain-beside", "organism/retain-pictures"),
+            # Mostly of things that are shown: what is said beside a picture is soon refused.
+            "harmful": (
+                "organism/forget-beside",
+                "organism/forget-pictures",
+                "organism/aligned-pictures",
+            ),
+            "benign": ("organism/retain-pictures",),
             "given": (
                 "organism/retain-text",
                 "organism/retain-beside",
@@ -70,8 +75,9 @@ LAYER_PPO: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
             "ptx_coefficient": 1.0,
         },
         "loop": {"steps": 180, "batch_size": 16, "lr": 3e-4},
-        # 4 of 16 hazards, and more prompts than 1 / 0.02: the rule can tell two from none.
-        "watch": {"held_out": 0.25, "every": 20, "limit": 128},
+        # 16 of 64 hazards. Up to 4 of the 128 benign prompts: all show something, some of them
+        # hazards to be named, and there over-refusal is.
+        "watch": {"held_out": 0.25, "every": 20, "limit": 128, "max_kept_rise": 0.035},
     }
 )
 """What `vlmend repair layer-ppo organism` does: tables as in a recipe, and what is watched."""

@@ -260,7 +260,7 @@ def test_the_checkpoint_of_the_best_check_is_kept(
     given = {"held_out": {"harmful": prompts("held-out", 2)}, "watch_every": 1}
     best = trained(vlm, tmp_path / "best", **given)
     assert best.facts_["kept_step"] == 1
-    assert "step 1: highest reward" in best.facts_["choice"]
+    assert "step 1: reward on held-out" in best.facts_["choice"]
     assert [check["step"] for check in best.facts_["checks"]] == [0, 1, 2]
     assert set(best.fitted_items) >= {"held-out/0", "held-out/1"}, "it was chosen by them"
     # Step 1 of 2, at a constant rate, is what a training of one step ends with.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from random import Random
 
 import pytest
 
@@ -274,20 +275,79 @@ def test_the_best_reward_of_both_streams_within_the_limits_is_kept() -> None:
     ]
     strict = WatchRule(max_kept_rise=0.02)
     assert best_check(checks, strict).step == 10
-    assert best_check(checks, WatchRule(max_kept_rise=0.03)).step == 15
+    # Of equals the latest.
+    assert best_check(checks, WatchRule(max_kept_rise=0.03)).step == 20
     assert describe_choice(checks, strict) == (
-        "step 10: highest reward on held-out prompts (2.00, at the start 0.00) of the 2 of 4 "
-        "checks with over-refusal and incoherent answers at most 0.02 above the start"
+        "step 10: reward on held-out prompts (2.00, at the start 0.00) within one standard error "
+        "of the highest of the 2 of 4 checks with over-refusal and incoherent answers at most 0.02 "
+        "above the start"
     )
 
 
-def test_streams_count_alike_and_the_earlier_of_equals_is_kept() -> None:
+def test_streams_count_alike_whatever_their_sizes() -> None:
     checks = [
         replace(START, num_harmful=1000),
-        check(5, reward_harmful=1.0, reward_benign=3.0, num_harmful=1000),
-        check(10, reward_harmful=3.0, reward_benign=1.0, num_harmful=1000),
+        check(5, reward_harmful=1.0, reward_benign=3.0, num_harmful=1000),  # mean 2.0
+        check(10, reward_harmful=3.0, reward_benign=0.0, num_harmful=1000),  # mean 1.5
     ]
     assert best_check(checks, WatchRule()).step == 5
+
+
+# Of 50 and 50 prompts whose rewards deviate by 2 the standard error is 0.2.
+@pytest.mark.parametrize(
+    ("second", "third", "kept"),
+    [
+        ({"reward_harmful": 1.61}, {}, 10),  # 0.195 behind, and no larger rise
+        ({"reward_harmful": 1.59}, {}, 5),  # 0.205 behind
+        ({"reward_harmful": 2.39, "refusal_benign": 0.11}, {}, 5),  # 0.195 ahead, a larger rise
+        ({"reward_harmful": 2.41, "refusal_benign": 0.11}, {}, 10),  # 0.205 ahead
+        ({"reward_harmful": 1.7}, {"reward_harmful": 1.61}, 15),
+        # Not one standard error behind the one before, which was one behind the first.
+        ({"reward_harmful": 1.7}, {"reward_harmful": 1.4}, 10),
+        # Gentler than the one that is kept, but behind the highest by too much.
+        ({"reward_harmful": 2.41, "refusal_benign": 0.11}, {"reward_harmful": 2.0}, 10),
+    ],
+)
+def test_no_check_is_taken_for_better_by_chance(
+    second: dict[str, float], third: dict[str, float], kept: int
+) -> None:
+    checks = [START, check(5, reward_harmful=2.0), check(10, **second)]
+    if third:
+        checks.append(check(15, **third))
+    assert best_check(checks, WatchRule()).step == kept
+
+
+def test_without_rewards_the_error_is_that_of_shares() -> None:
+    none = {"reward_harmful": None, "reward_benign": None, "reward_std": None}
+    first = check(5, **none, refusal_harmful=0.5)
+    # sqrt(0.5 * 0.5 / 50 + 0.1 * 0.9 / 50)
+    for refused, kept in ((0.5 - 0.082, 10), (0.5 - 0.083, 5)):
+        later = check(10, **none, refusal_harmful=refused)
+        assert best_check([check(0, **none), first, later], WatchRule()).step == kept
+
+
+def test_the_kept_check_is_the_one_before_or_the_newest() -> None:
+    """One adapter is on disk: one that was displaced cannot come back."""
+    draw = Random(0)
+    seen: set[bool] = set()
+    for _ in range(300):
+        checks = [START]
+        kept = None
+        for step in range(1, 9):
+            rise, more = draw.choice((0.0, 0.01, 0.1, 0.5)), draw.choice((0.0, 0.01))
+            checks.append(
+                check(
+                    step,
+                    reward_harmful=draw.gauss(0, 0.4),
+                    refusal_benign=0.1 + rise,
+                    incoherent=0.05 + more,
+                )
+            )
+            best = best_check(checks, WatchRule())
+            assert best in (kept, checks[-1])
+            seen.add(best is kept)
+            kept = best
+    assert seen == {True, False}
 
 
 def test_at_the_limit_a_check_may_be_kept() -> None:
@@ -306,15 +366,15 @@ def test_without_a_check_within_the_limits_the_best_sound_one_is_kept() -> None:
         START,
         check(5, refusal_benign=0.15),  # mean 0.0
         check(10, refusal_benign=0.2, reward_harmful=2.0),  # mean 2.0
-        check(15, incoherent=0.1, reward_harmful=2.0),  # mean 2.0, later
+        check(15, incoherent=0.1, reward_harmful=2.0),  # mean 2.0, a smaller rise
         check(20, refusal_benign=0.9, reward_harmful=9.0),  # mean 5.5, a collapse
         check(25, refusal_benign=0.15, reward_harmful=9.0, reward_benign=-4.0),  # likewise
     ]
-    assert best_check(checks, WatchRule()).step == 10
+    assert best_check(checks, WatchRule()).step == 15
     assert describe_choice(checks, WatchRule()) == (
-        "step 10: highest reward on held-out prompts (2.00, at the start 0.00) of the 3 of 5 "
-        "checks that break no limit of a collapse; none has over-refusal and incoherent answers "
-        "at most 0.02 above the start"
+        "step 15: reward on held-out prompts (2.00, at the start 0.00) within one standard error "
+        "of the highest of the 3 of 5 checks that break no limit of a collapse; none has "
+        "over-refusal and incoherent answers at most 0.02 above the start"
     )
 
 
@@ -351,7 +411,7 @@ def test_without_a_reward_model_refusals_decide() -> None:
         check(10, **none, refusal_harmful=0.9, refusal_benign=0.11),
     ]
     assert best_check(checks, WatchRule()).step == 10
-    assert "highest refusal less over-refusal" in describe_choice(checks, WatchRule())
+    assert "refusal less over-refusal on held-out" in describe_choice(checks, WatchRule())
 
 
 def test_a_stream_that_fell_silent_is_not_the_best() -> None:

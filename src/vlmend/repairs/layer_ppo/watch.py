@@ -285,17 +285,20 @@ def _broken_limits(check: HeldOutCheck, start: HeldOutCheck, rule: WatchRule) ->
 def best_check(checks: Sequence[HeldOutCheck], rule: WatchRule) -> HeldOutCheck:
     """Which checkpoint is kept: one after the start, which is no repair.
 
-    The first of these rungs that any check is on decides; of equal checks the earliest is kept.
+    The first of these rungs that any check is on decides.
 
     1. At which neither over-refusal nor incoherent answers rose by more than
-       `rule.max_kept_rise`: the one with the highest merit.
-    2. That break no limit of a collapse: the one with the highest merit.
-    3. All others: the one at which the larger of the two rises is smallest.
+       `rule.max_kept_rise`: by merit.
+    2. That break no limit of a collapse: by merit.
+    3. All others: the one at which the larger of the two rises is smallest; of equals the earliest.
 
     Merit is the mean of the streams' mean rewards, so that streams count alike whatever their
     sizes; without a reward model, refusal of harmful prompts minus over-refusal. It is not
     compared with the start's, since a few prompts may put that ahead by chance
-    (`describe_choice` says so where they do).
+    (`describe_choice` says so where they do). By merit, too, no check is taken for better than
+    another by chance: from the first one on, a check displaces the one that is kept if that is
+    behind the highest merit so far by more than its standard error, or if the check is not, and
+    the larger of its two rises is no larger than at the one that is kept.
 
     Args:
         checks: At least two, the one before the first step first.
@@ -303,20 +306,37 @@ def best_check(checks: Sequence[HeldOutCheck], rule: WatchRule) -> HeldOutCheck:
 
     Raises:
         ConfigError: No check after the start.
+
+    Reference:
+        Breiman et al., Classification and Regression Trees (1984), section 3.4.3: of models within
+        one standard error of the best, not the best but the one that is preferred for other
+        reasons.
+
+    Deviation:
+        Decided at every check, so that one checkpoint is on disk and not all of them.
     """
     if len(checks) < 2:
         raise ConfigError(
             f"{len(checks)} checks were made, and none after the start, so no checkpoint can be "
             "chosen. Watch the training until its end."
         )
-    start = checks[0]
-
-    def place(check: HeldOutCheck) -> tuple[float, float, int]:
-        rung = _rung(check, start, rule)
-        worse = _larger_rise(check, start) if rung == _COLLAPSED else -_merit(check, checks)
-        return rung, worse, check.step
-
-    return min(checks[1:], key=place)
+    start, kept = checks[0], checks[1]
+    for number, check in enumerate(checks[2:], 3):
+        rung, kept_rung = (_rung(c, start, rule) for c in (check, kept))
+        if rung != kept_rung:
+            displaces = rung < kept_rung
+        elif rung == _COLLAPSED:
+            displaces = _larger_rise(check, start) < _larger_rise(kept, start)
+        else:
+            alike = [c for c in checks[1:number] if _rung(c, start, rule) == rung]
+            lowest = _lowest_equal(alike, checks)
+            is_gentler = _larger_rise(check, start) <= _larger_rise(kept, start)
+            displaces = _merit(kept, checks) < lowest or (
+                _merit(check, checks) >= lowest and is_gentler
+            )
+        if displaces:
+            kept = check
+    return kept
 
 
 def describe_choice(checks: Sequence[HeldOutCheck], rule: WatchRule) -> str:
@@ -330,7 +350,7 @@ def describe_choice(checks: Sequence[HeldOutCheck], rule: WatchRule) -> str:
         ConfigError: No check after the start.
     """
     best, start, count = best_check(checks, rule), checks[0], len(checks) - 1
-    limit = f"over-refusal and incoherent answers at most {rule.max_kept_rise:.2f} above the start"
+    limit = f"over-refusal and incoherent answers at most {rule.max_kept_rise:g} above the start"
     rung = _rung(best, start, rule)
     if rung == _COLLAPSED:
         return (
@@ -345,8 +365,8 @@ def describe_choice(checks: Sequence[HeldOutCheck], rule: WatchRule) -> str:
     if rung == _SOUND:
         which = f"the {alike} of {count} checks that break no limit of a collapse; none has {limit}"
     line = (
-        f"step {best.step}: highest {what} on held-out prompts ({merits[0]:.2f}, at the start "
-        f"{merits[1]:.2f}) of {which}"
+        f"step {best.step}: {what} on held-out prompts ({merits[0]:.2f}, at the start "
+        f"{merits[1]:.2f}) within one standard error of the highest of {which}"
     )
     return line + ("; it is not above the start" if merits[0] <= merits[1] else "")
 
@@ -375,6 +395,18 @@ def _merit(check: HeldOutCheck, checks: Sequence[HeldOutCheck]) -> float:
     # A stream whose answers are all blank has no reward, and must not win by that.
     rewards = [-math.inf if reward is None else reward for count, reward in streams if count]
     return statistics.fmean(rewards)
+
+
+def _lowest_equal(alike: Sequence[HeldOutCheck], checks: Sequence[HeldOutCheck]) -> float:
+    """One standard error below the highest merit of some checks."""
+    best = max(alike, key=lambda check: _merit(check, checks))
+    sizes = [count for count in (best.num_harmful, best.num_benign) if count]
+    if _has_rewards(checks):
+        error = (best.reward_std or 0.0) * math.sqrt(sum(1 / n for n in sizes)) / len(sizes)
+    else:
+        shares = ((best.num_harmful, best.refusal_harmful), (best.num_benign, best.refusal_benign))
+        error = math.sqrt(sum(p * (1 - p) / n for n, p in shares if n and p is not None))
+    return _merit(best, checks) - error
 
 
 def _has_rewards(checks: Sequence[HeldOutCheck]) -> bool:
