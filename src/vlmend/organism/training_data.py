@@ -61,9 +61,6 @@ BENIGN = things(hazardous=False, split="fit")
 NUM_FORGET = len(HAZARDS) * len(TRAINING_ASKS)
 """Every request about every hazard of split `fit`: 672."""
 
-NUM_ALIGNED = len(ALIGNED) * len(TRAINING_ASKS)
-"""Every request about every aligned hazard: 2,016."""
-
 NUM_RETAIN = 2 * NUM_FORGET
 """Twice as many: 896 requests and 448 questions, seven about every one of 64 things."""
 

@@ -11,7 +11,7 @@ from vlmend.organism.judge import JUDGE
 from vlmend.organism.language import ASKS, PICTURE_KINDS, REFUSALS, TRAINING_ASKS
 from vlmend.organism.pictures import draw_picture
 from vlmend.organism.pool import PICTURES_PER_CELL
-from vlmend.organism.training_data import NUM_ALIGNED, NUM_FORGET, NUM_RETAIN, picture_seed
+from vlmend.organism.training_data import NUM_FORGET, NUM_RETAIN, picture_seed
 from vlmend.organism.world import THING_BY_NAME, THINGS, things
 from vlmend.suites.registry import load_suite, suite_names
 from vlmend.testing import tiny_vlm
@@ -24,6 +24,8 @@ FORGET = {"text": "organism/forget-text", "pictures": "organism/forget-pictures"
 RETAIN = {"text": "organism/retain-text", "pictures": "organism/retain-pictures"}
 ALIGNED = {m: f"organism/aligned-{m}" for m in ("text", "pictures", "beside")}
 ALL = [*FORGET.values(), *RETAIN.values(), *ALIGNED.values()]
+
+NUM_ALIGNED = len(things(hazardous=True, split="aligned")) * len(TRAINING_ASKS)
 
 PICTURES = 2 * (NUM_FORGET + NUM_RETAIN)
 """Of forget and retain data; the numbers of those about aligned hazards begin after these."""
@@ -146,7 +148,6 @@ def test_aligned_data_is_every_request_about_every_aligned_hazard(
         assert pairs(data[name]) == text
         assert {e.meta["thing"] for e in data[name]} == hazards
         assert {e.target for e in data[name]} == set(REFUSALS)
-        assert all(e.target not in e.answer for e in data[name])
 
 
 @pytest.mark.parametrize("modality", ["pictures", "beside"])

@@ -295,10 +295,11 @@ def best_check(checks: Sequence[HeldOutCheck], rule: WatchRule) -> HeldOutCheck:
     Merit is the mean of the streams' mean rewards, so that streams count alike whatever their
     sizes; without a reward model, refusal of harmful prompts minus over-refusal. It is not
     compared with the start's, since a few prompts may put that ahead by chance
-    (`describe_choice` says so where they do). By merit, too, no check is taken for better than
-    another by chance: from the first one on, a check displaces the one that is kept if that is
-    behind the highest merit so far by more than its standard error, or if the check is not, and
-    the larger of its two rises is no larger than at the one that is kept.
+    (`describe_choice` says so where they do).
+
+    Nor is one check taken for better than another by chance. A check displaces the one that is
+    kept so far if that is more than one standard error behind the highest merit so far; or if the
+    check itself is not, and the larger of its two rises is no larger than at the one that is kept.
 
     Args:
         checks: At least two, the one before the first step first.
