@@ -349,7 +349,7 @@ SPECS = (
     ),
     DataSpec(
         name="organism/aligned-beside",
-        description="the same requests, in words beside a picture of a benign thing",
+        description="the requests of organism/aligned-text, beside a picture of a benign thing",
         roles=("forget",),
         modality="image",
         load=partial(load_aligned, "beside"),
