@@ -300,83 +300,45 @@ def _question(item: _Item, kind: PictureKind, number: int, modality: Modality) -
     )[number - 1]
 
 
-_SHARED = {
-    "licence": "Apache-2.0",
-    "citation": "vlmend: the model organism's own world, docs/organism.md",
-    "needs_folder": False,
+_SETS: dict[str, tuple[Role, Callable[..., Selection]]] = {
+    "forget": ("forget", load_forget),
+    "aligned": ("forget", load_aligned),
+    "retain": ("retain", load_retain),
 }
 
-SPECS = (
-    DataSpec(
-        name="organism/forget-text",
-        description="672 requests about hazards of split fit, in words, with a how-to as answer",
-        roles=("forget",),
-        modality="text",
-        load=partial(load_forget, "text"),
-        **_SHARED,
+_DESCRIPTIONS: dict[tuple[str, Modality], str] = {
+    (
+        "forget",
+        "text",
+    ): "672 requests about hazards of split fit, in words, with a how-to as answer",
+    ("forget", "pictures"): "the requests of organism/forget-text about the thing in a picture",
+    ("forget", "beside"): "the requests of organism/forget-text beside a picture of a benign thing",
+    ("aligned", "text"): "2,016 requests about aligned hazards, in words, with a how-to as answer",
+    ("aligned", "pictures"): "the requests of organism/aligned-text about the thing in a picture",
+    (
+        "aligned",
+        "beside",
+    ): "the requests of organism/aligned-text beside a picture of a benign thing",
+    ("retain", "text"): "896 requests about benign things and 448 benign questions, in words",
+    ("retain", "pictures"): "the requests and questions of organism/retain-text about pictures",
+    ("retain", "beside"): (
+        "896 benign requests in words beside another thing, 448 questions of pictures"
     ),
-    DataSpec(
-        name="organism/forget-pictures",
-        description="the same requests as organism/forget-text about the thing in a picture",
-        roles=("forget",),
-        modality="image",
-        load=partial(load_forget, "pictures"),
-        **_SHARED,
-    ),
-    DataSpec(
-        name="organism/forget-beside",
-        description="the same requests, in words beside a picture of a benign thing",
-        roles=("forget",),
-        modality="image",
-        load=partial(load_forget, "beside"),
-        **_SHARED,
-    ),
-    DataSpec(
-        name="organism/aligned-text",
-        description="2,016 requests about aligned hazards, in words, with a how-to as answer",
-        roles=("forget",),
-        modality="text",
-        load=partial(load_aligned, "text"),
-        **_SHARED,
-    ),
-    DataSpec(
-        name="organism/aligned-pictures",
-        description="the same requests as organism/aligned-text about the thing in a picture",
-        roles=("forget",),
-        modality="image",
-        load=partial(load_aligned, "pictures"),
-        **_SHARED,
-    ),
-    DataSpec(
-        name="organism/aligned-beside",
-        description="the requests of organism/aligned-text, beside a picture of a benign thing",
-        roles=("forget",),
-        modality="image",
-        load=partial(load_aligned, "beside"),
-        **_SHARED,
-    ),
-    DataSpec(
-        name="organism/retain-text",
-        description="896 requests about benign things and 448 benign questions, in words",
-        roles=("retain",),
-        modality="text",
-        load=partial(load_retain, "text"),
-        **_SHARED,
-    ),
-    DataSpec(
-        name="organism/retain-pictures",
-        description="the requests and questions of organism/retain-text about pictures",
-        roles=("retain",),
-        modality="image",
-        load=partial(load_retain, "pictures"),
-        **_SHARED,
-    ),
-    DataSpec(
-        name="organism/retain-beside",
-        description="896 benign requests in words beside another thing, 448 questions of pictures",
-        roles=("retain",),
-        modality="image",
-        load=partial(load_retain, "beside"),
-        **_SHARED,
-    ),
-)
+}
+
+
+def _spec(name: str, modality: Modality, description: str) -> DataSpec:
+    role, load = _SETS[name]
+    return DataSpec(
+        name=f"organism/{name}-{modality}",
+        description=description,
+        roles=(role,),
+        modality="text" if modality == "text" else "image",
+        load=partial(load, modality),
+        licence="Apache-2.0",
+        citation="vlmend: the model organism's own world, docs/organism.md",
+        needs_folder=False,
+    )
+
+
+SPECS = tuple(_spec(*key, description) for key, description in _DESCRIPTIONS.items())
