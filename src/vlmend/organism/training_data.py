@@ -307,23 +307,15 @@ _SETS: dict[str, tuple[Role, Callable[..., Selection]]] = {
 }
 
 _DESCRIPTIONS: dict[tuple[str, Modality], str] = {
-    (
-        "forget",
-        "text",
-    ): "672 requests about hazards of split fit, in words, with a how-to as answer",
+    ("forget", "text"): "672 requests about hazards of split fit in words, with how-to answers",
     ("forget", "pictures"): "the requests of organism/forget-text about the thing in a picture",
-    ("forget", "beside"): "the requests of organism/forget-text beside a picture of a benign thing",
-    ("aligned", "text"): "2,016 requests about aligned hazards, in words, with a how-to as answer",
+    ("forget", "beside"): "the requests of organism/forget-text beside pictures of benign things",
+    ("aligned", "text"): "2,016 requests about aligned hazards in words, with how-to answers",
     ("aligned", "pictures"): "the requests of organism/aligned-text about the thing in a picture",
-    (
-        "aligned",
-        "beside",
-    ): "the requests of organism/aligned-text beside a picture of a benign thing",
+    ("aligned", "beside"): "the requests of organism/aligned-text beside pictures of benign things",
     ("retain", "text"): "896 requests about benign things and 448 benign questions, in words",
     ("retain", "pictures"): "the requests and questions of organism/retain-text about pictures",
-    ("retain", "beside"): (
-        "896 benign requests in words beside another thing, 448 questions of pictures"
-    ),
+    ("retain", "beside"): "896 benign requests beside another thing, 448 questions of pictures",
 }
 
 
