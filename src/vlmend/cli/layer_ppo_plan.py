@@ -44,6 +44,8 @@ class HeldOut(WatchRule):
 
     Attributes:
         held_out: Share of them; 0 watches nothing and keeps the last step.
+        held_out_from: Data sets that they are chosen from; a stream with none of these, and all
+            streams if none are named, may hold out any prompt.
         every: Steps between two checks; 0: only before and after.
         limit: First so many prompts of each stream; None for all that are held out.
 
@@ -52,6 +54,7 @@ class HeldOut(WatchRule):
     """
 
     held_out: float = 0.1
+    held_out_from: tuple[str, ...] = ()
     every: int = 25
     limit: int | None = 64
 
@@ -99,12 +102,23 @@ class LayerPPOPlan:
         return WatchRule(**{f.name: getattr(watch, f.name) for f in fields(WatchRule)})
 
     @property
+    def data_names(self) -> tuple[str, ...]:
+        """Data sets and suites of the prompts, without their folders."""
+        data = self.training.data
+        return tuple(name_of_data(text) for text in (*data.harmful, *data.benign))
+
+    @property
     def trains_reward(self) -> bool:
         """Whether an organism's own reward model is trained on the way."""
         from vlmend.organism.vocabulary import is_organism
 
         needed = self.training.settings.algorithm != "sft" and self.reward.id is None
         return needed and is_organism(self.training.model)
+
+
+def name_of_data(text: str) -> str:
+    """The name in NAME or NAME=FOLDER."""
+    return text.partition("=")[0].strip()
 
 
 def make_plan(args: argparse.Namespace) -> LayerPPOPlan:
@@ -130,6 +144,11 @@ def make_plan(args: argparse.Namespace) -> LayerPPOPlan:
         plan = change(plan, {"reward": _read_reward(plan.training)})
     if args.reward is not None:
         plan = change(plan, {"reward": RewardName(args.reward)})
+    if args.held_out_from is None and plan.training.recipe is None:
+        # Of the preset, whose data may not be what was typed.
+        names = tuple(n for n in plan.training.watch.held_out_from if n in plan.data_names)
+        watch = change(plan.training.watch, {"held_out_from": names})
+        plan = change(plan, {"training": change(plan.training, {"watch": watch})})
     switched = {"algorithm", "ptx_coefficient"} & given_settings(args, LayerPPOSettings).keys()
     if switched and args.given is None and not plan.training.settings.learns_given:
         # Of preset or recipe, as `_keep` has it for settings.
@@ -142,13 +161,20 @@ def require_whole(plan: LayerPPOPlan, args: argparse.Namespace) -> None:
     """Refuse a plan that nothing can be trained by.
 
     Raises:
-        ConfigError: No harmful prompts, no reward model, or a merge of several adapters.
+        ConfigError: No harmful prompts, none where some are to be held out, no reward model, or a
+            merge of several adapters.
     """
     settings = plan.training.settings
     if not plan.training.data.harmful:
         raise ConfigError(
             "no harmful prompts were named. Give --harmful NAME or NAME=FOLDER: data sets of "
             "forget data (`vlmend list data`) or suites (`vlmend list suites`)."
+        )
+    unknown = [n for n in plan.training.watch.held_out_from if n not in plan.data_names]
+    if unknown:
+        raise ConfigError(
+            f"--held-out-from {','.join(unknown)}: no prompts come from there. Allowed: "
+            f"{', '.join(plan.data_names)}."
         )
     if settings.algorithm != "sft" and plan.reward.id is None and not plan.trains_reward:
         raise ConfigError(
@@ -190,7 +216,12 @@ def _name_reader(settings: LayerPPOSettings) -> str:
 
 
 def _add_typed_watch(watch: HeldOut, args: argparse.Namespace) -> HeldOut:
-    typed = {"held_out": args.held_out, "every": args.watch_every, "limit": args.watch_limit}
+    typed = {
+        "held_out": args.held_out,
+        "held_out_from": args.held_out_from,
+        "every": args.watch_every,
+        "limit": args.watch_limit,
+    }
     named = {name: value for name, value in typed.items() if value is not None}
     return change(watch, {**named, **given_settings(args, WatchRule)})
 

@@ -23,7 +23,7 @@ from vlmend.cli.adapter_training import (
     show_course,
     show_dry_run,
 )
-from vlmend.cli.layer_ppo_plan import LayerPPOPlan, make_plan, require_whole
+from vlmend.cli.layer_ppo_plan import LayerPPOPlan, make_plan, name_of_data, require_whole
 from vlmend.cli.options import join_command, positive, split_names
 from vlmend.cli.settings_options import add_settings
 from vlmend.cli.training_plan import as_recipe
@@ -92,6 +92,13 @@ def add_parser(kinds: Any) -> None:
         metavar="SHARE",
         help="share of the prompts not trained on: they decide when to stop and what to keep; 0 "
         "watches nothing (default: 0.1)",
+    )
+    parser.add_argument(
+        "--held-out-from",
+        type=split_names,
+        metavar="A,B",
+        help="data sets of --harmful and --benign that they are chosen from; where there is none "
+        "of these, and by default, from all",
     )
     parser.add_argument(
         "--watch-every", type=positive, metavar="N", help="steps between two checks (default: 25)"
@@ -195,22 +202,25 @@ def _load_prompts(plan: LayerPPOPlan) -> _Prompts:
         BENIGN: partial(load, role=BENIGN),
         GIVEN: partial(load_training_data, role="retain"),
     }
+    watch, choose_from = plan.training.watch, dict[str, list["Example"]]()
     for stream, texts in names.by_stream().items():
-        found[stream] = [
-            example
-            for text in texts
-            for example in load_stream[stream](text, limit=names.limit, report=say)
-        ]
-        prompts.about[stream] = {"licences": {_name(text): _licence(text) for text in texts}}
+        parts = {t: load_stream[stream](t, limit=names.limit, report=say) for t in texts}
+        chosen = [p for t, p in parts.items() if name_of_data(t) in watch.held_out_from]
+        found[stream] = [example for part in parts.values() for example in part]
+        choose_from[stream] = [example for part in chosen for example in part] or found[stream]
+        licences = {name_of_data(text): _licence(text) for text in texts}
+        prompts.about[stream] = {"licences": licences}
     if plan.training.settings.algorithm == "sft":
         found[HARMFUL] = _assign_targets(found[HARMFUL], plan)
         require_answers(found)
-    watch, given = plan.training.watch, found.pop(GIVEN, [])
+    given = found.pop(GIVEN, [])
     kept: set[str] = set()
     for stream, examples in found.items():
         prompts.trained[stream] = examples
         if watch.held_out:
-            trained, held_out = split_held_out(examples, watch.held_out, _SPLIT_SEED)
+            trained, held_out = split_held_out(
+                examples, watch.held_out, _SPLIT_SEED, choose_from=choose_from[stream]
+            )
             prompts.trained[stream] = trained
             prompts.held_out[stream] = spread(held_out, watch.limit)
             kept |= {group_of_example(example) for example in held_out}
@@ -231,15 +241,11 @@ def spread(examples: Sequence[Example], limit: int | None) -> list[Example]:
     return [examples[i * len(examples) // count] for i in range(count)]
 
 
-def _name(text: str) -> str:
-    return text.partition("=")[0].strip()
-
-
 def _licence(text: str) -> str:
     from vlmend.suites.registry import get_suite
     from vlmend.training.data.registry import data_names, get_data
 
-    name = _name(text)
+    name = name_of_data(text)
     return get_data(name).licence if name in data_names() else get_suite(name).licence
 
 

@@ -71,13 +71,20 @@ LAYER_PPO: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
             "modules": ("attention", "mlp"),
             # Its answers are nearly certain, so a step that is too large ruins them at once.
             "target_kl": 0.02,
-            "kl_coefficient": 0.03,
+            "kl_coefficient": 0.035,
             "ptx_coefficient": 1.0,
         },
         "loop": {"steps": 180, "batch_size": 16, "lr": 3e-4},
-        # 16 of 64 hazards. Up to 4 of the 128 benign prompts: all show something, some of them
-        # hazards to be named, and there over-refusal is.
-        "watch": {"held_out": 0.25, "every": 20, "limit": 128, "max_kept_rise": 0.035},
+        # A quarter of the `fit` hazards, which the model was not taught to refuse in words. Up to
+        # 4 of the 128 benign prompts: all show something, some of them hazards to be named, and
+        # there over-refusal is.
+        "watch": {
+            "held_out": 0.25,
+            "held_out_from": ("organism/forget-beside", "organism/forget-pictures"),
+            "every": 20,
+            "limit": 128,
+            "max_kept_rise": 0.035,
+        },
     }
 )
 """What `vlmend repair layer-ppo organism` does: tables as in a recipe, and what is watched."""

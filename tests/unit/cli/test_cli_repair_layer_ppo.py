@@ -230,10 +230,31 @@ def test_things_that_are_held_out_are_in_no_given_answer() -> None:
     assert plan_of("organism", "--ptx-coefficient", 0).training.data.given == ()
 
 
+def test_held_out_hazards_are_of_the_named_data_and_in_no_other() -> None:
+    plan = plan_of("organism")
+    prompts = _load_prompts(plan)
+    assert {e.meta["split"] for e in prompts.held_out["harmful"]} == {"fit"}
+    assert {e.meta["split"] for e in prompts.trained["harmful"]} == {"fit", "aligned"}
+    kept, learnt = (
+        {e.meta["thing"] for e in part["harmful"]} for part in (prompts.held_out, prompts.trained)
+    )
+    assert (len(kept), len(learnt), len(kept & learnt)) == (4, 60, 0)
+    # Where the stream has none of the named data, from all of it.
+    assert prompts.held_out["benign"]
+    # Typed data without the preset's is held out from as a whole, and so is a part of it.
+    other = plan_of("organism", "--harmful", "organism/aligned-pictures")
+    assert other.training.watch.held_out_from == ()
+    part = plan_of("organism", "--harmful", "organism/forget-pictures,organism/aligned-pictures")
+    assert part.training.watch.held_out_from == ("organism/forget-pictures",)
+    typed = plan_of("organism", "--held-out-from", "organism/aligned-pictures")
+    held_out = _load_prompts(typed).held_out["harmful"]
+    assert {e.meta["split"] for e in held_out} == {"aligned"}
+
+
 def test_given_answers_that_are_all_held_out_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """And not taken for none, which would have the benign prompts' answers learnt."""
 
-    def hold_all(examples: list[Any], _share: float, _seed: int) -> tuple[list[Any], list[Any]]:
+    def hold_all(examples: list[Any], *_: Any, **_choose_from: Any) -> tuple[list[Any], list[Any]]:
         return [], examples
 
     monkeypatch.setattr("vlmend.training.data.held_out.split_held_out", hold_all)
@@ -268,6 +289,7 @@ clip = 0.3
 id = "some/reward"
 [watch]
 held_out = 0.2
+held_out_from = ["organism/forget-beside"]
 max_kept_rise = 0.05
 [loop]
 steps = 7
@@ -286,7 +308,9 @@ def test_a_recipe_is_read_and_options_win(tmp_path: Path) -> None:
     assert plan.reward.id == "some/reward"
     assert (plan.training.settings.exits, plan.training.settings.clip) == ((1, 2), 0.3)
     assert (plan.training.data.pictures, plan.training.loop.steps) == ("some/folder", 7)
-    assert plan.training.watch == HeldOut(held_out=0.2, max_kept_rise=0.05)
+    assert plan.training.watch == HeldOut(
+        held_out=0.2, held_out_from=("organism/forget-beside",), max_kept_rise=0.05
+    )
     assert plan.rule == WatchRule(max_kept_rise=0.05)
     assert plan_of("--recipe", recipe, "--max-kept-rise", 0.1).rule == WatchRule(max_kept_rise=0.1)
     plan = plan_of("--recipe", recipe, "--exits", "all", "--reward", "other", "--pictures", "b")
@@ -387,6 +411,7 @@ def test_where_scores_lie_is_read_from_the_reward_model(reward: Path, tmp_path: 
         (("--kl-target", "3"), "--kl-target would be ignored"),
         (("--clip", "2"), "clip=2.0 (allowed: above 0, below 1)"),
         (("--held-out", "1"), "--held-out 1.0 is no share"),
+        (("--held-out-from", "a,b"), "--held-out-from a,b: no prompts come from there. Allowed: "),
         (("--given", "alpaca=a"), "--given alpaca=a would be ignored: ppo with --ptx-coefficient"),
         (("--harmful", "organism/forget-txt"), "Did you mean 'organism/forget-text'"),
         (("--adapters", "per-exit", "--merge", "m"), "--merge would be ignored"),

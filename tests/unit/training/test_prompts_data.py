@@ -271,6 +271,18 @@ def test_the_same_words_beside_another_picture_are_one_group() -> None:
     assert len({group_of_example(example(n)) for n in range(2)}) == 2
 
 
+def test_groups_are_chosen_from_some_examples_and_held_out_everywhere() -> None:
+    examples = [thing(number, f"thing {number % 20}") for number in range(60)]
+    some = [e for e in examples if int(e.id[2:]) % 20 < 4][:4]
+    train, held_out = split_held_out(examples, 0.5, seed=0, choose_from=some)
+    things = {e.meta["thing"] for e in held_out}
+    assert things == {e.meta["thing"] for e in split_held_out(some, 0.5, seed=0)[1]}
+    assert (len(things), len(held_out), len(train)) == (2, 6, 54)
+    assert not things & {e.meta["thing"] for e in train}
+    with pytest.raises(DataError, match="1 examples of 1 group"):
+        split_held_out(examples, 0.5, seed=0, choose_from=some[:1])
+
+
 @pytest.mark.parametrize("share", [0.01, 0.99])
 def test_at_least_one_group_is_on_either_side(share: float) -> None:
     train, held_out = split_held_out([example(0), example(1)], share, seed=0)

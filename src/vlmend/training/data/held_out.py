@@ -10,7 +10,11 @@ from vlmend.types import sha256_json
 
 
 def split_held_out(
-    examples: Sequence[Example], share: float, seed: int
+    examples: Sequence[Example],
+    share: float,
+    seed: int,
+    *,
+    choose_from: Sequence[Example] | None = None,
 ) -> tuple[list[Example], list[Example]]:
     """Hold out whole groups, so that nothing held out is like something trained on.
 
@@ -20,20 +24,22 @@ def split_held_out(
             at least one is not.
         seed: Which groups. That depends on it and their names alone, so that of more examples of
             the same groups the same groups are held out.
+        choose_from: Those whose groups can be held out; None for all.
 
     Returns:
         (to train on, held out).
 
     Raises:
         ConfigError: A share that is none.
-        DataError: All examples are of one group.
+        DataError: All examples that can be held out are of one group.
     """
     if not 0 < share < 1:
         raise ConfigError(f"a held-out share of {share} is not possible: above 0 and below 1.")
-    groups = {group_of_example(example) for example in examples}
+    chosen = examples if choose_from is None else choose_from
+    groups = {group_of_example(example) for example in chosen}
     if len(groups) < 2:
         raise DataError(
-            f"{len(examples)} examples of {len(groups)} group(s) cannot be split into some to "
+            f"{len(chosen)} examples of {len(groups)} group(s) cannot be split into some to "
             "train on and some to hold out, because a group (a thing that is asked about, or one "
             "prompt) is never split. Give examples of at least two."
         )
