@@ -144,8 +144,8 @@ def make_plan(args: argparse.Namespace) -> LayerPPOPlan:
         plan = change(plan, {"reward": _read_reward(plan.training)})
     if args.reward is not None:
         plan = change(plan, {"reward": RewardName(args.reward)})
-    if args.held_out_from is None and plan.training.recipe is None:
-        # Of the preset, whose data may not be what was typed.
+    if args.held_out_from is None and (args.harmful or args.benign):
+        # Of preset or recipe, whose data may not be what was typed.
         names = tuple(n for n in plan.training.watch.held_out_from if n in plan.data_names)
         watch = change(plan.training.watch, {"held_out_from": names})
         plan = change(plan, {"training": change(plan.training, {"watch": watch})})

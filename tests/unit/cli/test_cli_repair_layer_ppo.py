@@ -313,6 +313,8 @@ def test_a_recipe_is_read_and_options_win(tmp_path: Path) -> None:
     )
     assert plan.rule == WatchRule(max_kept_rise=0.05)
     assert plan_of("--recipe", recipe, "--max-kept-rise", 0.1).rule == WatchRule(max_kept_rise=0.1)
+    other = plan_of("--recipe", recipe, "--harmful", "organism/forget-pictures")
+    assert other.training.watch == replace(plan.training.watch, held_out_from=())
     plan = plan_of("--recipe", recipe, "--exits", "all", "--reward", "other", "--pictures", "b")
     assert plan.training.settings.exits == "all"
     assert (plan.reward.id, plan.training.data.pictures) == ("other", "b")
