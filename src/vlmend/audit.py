@@ -64,7 +64,7 @@ from vlmend.models.vlm import GenerationSettings, Vlm
 from vlmend.repairs.protocol import require_unseen
 from vlmend.repairs.shiftdc.repair import ShiftDC
 from vlmend.runs import RunFolder, is_in_use, write_json
-from vlmend.suites.registry import Skip, SuiteSpec, absolute_source, get_suite, load_suite
+from vlmend.suites.registry import Skip, SuiteSpec, absolute_source, find_suite, load_suite
 from vlmend.types import Sample, sha256_json
 
 Exits = Literal["default", "all"] | tuple[int, ...]
@@ -179,7 +179,7 @@ def load_suites(plan: AuditPlan) -> tuple[LoadedSuite, ...]:
         ConfigError: A suite or judge is named twice, or a folder is missing or not wanted.
         DataError: A file, row or image cannot be used.
     """
-    specs = [get_suite(suite.name.partition("=")[0].strip()) for suite in plan.suites]
+    specs = [find_suite(suite.name) for suite in plan.suites]
     _refuse_repeated("suite", [spec.name for spec in specs])
     # Two targets of one judge would share a file of verdicts.
     _refuse_repeated("judge", [judge.partition("=")[0].strip() for judge in plan.judges])

@@ -277,9 +277,9 @@ def _only_exits(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, An
 
 def _first_harmful(suites: tuple[str, ...]) -> str | None:
     """The first suite that has harmful items."""
-    from vlmend.suites.registry import get_suite
+    from vlmend.suites.registry import find_suite
 
-    kinds = {name: get_suite(name.partition("=")[0].strip()).label_kind for name in suites}
+    kinds = {name: find_suite(name).label_kind for name in suites}
     return next((name for name, kind in kinds.items() if kind != "benign"), None)
 
 

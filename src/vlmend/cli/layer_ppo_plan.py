@@ -104,8 +104,10 @@ class LayerPPOPlan:
     @property
     def data_names(self) -> tuple[str, ...]:
         """Data sets and suites of the prompts, without their folders."""
+        from vlmend.suites.registry import source_name
+
         data = self.training.data
-        return tuple(name_of_data(text) for text in (*data.harmful, *data.benign))
+        return tuple(source_name(text) for text in (*data.harmful, *data.benign))
 
     @property
     def trains_reward(self) -> bool:
@@ -114,11 +116,6 @@ class LayerPPOPlan:
 
         needed = self.training.settings.algorithm != "sft" and self.reward.id is None
         return needed and is_organism(self.training.model)
-
-
-def name_of_data(text: str) -> str:
-    """The name in NAME or NAME=FOLDER."""
-    return text.partition("=")[0].strip()
 
 
 def make_plan(args: argparse.Namespace) -> LayerPPOPlan:
@@ -161,14 +158,19 @@ def require_whole(plan: LayerPPOPlan, args: argparse.Namespace) -> None:
     """Refuse a plan that nothing can be trained by.
 
     Raises:
-        ConfigError: No harmful prompts, none where some are to be held out, no reward model, or a
-            merge of several adapters.
+        ConfigError: No harmful prompts, none where some are to be held out, names to hold out
+            from where nothing is held out, no reward model, or a merge of several adapters.
     """
     settings = plan.training.settings
     if not plan.training.data.harmful:
         raise ConfigError(
             "no harmful prompts were named. Give --harmful NAME or NAME=FOLDER: data sets of "
             "forget data (`vlmend list data`) or suites (`vlmend list suites`)."
+        )
+    if args.held_out_from is not None and not plan.training.watch.held_out:
+        raise ConfigError(
+            f"--held-out-from {','.join(args.held_out_from)} would be ignored: --held-out is 0, so "
+            "nothing is held out. Leave it out, or give --held-out a share above 0."
         )
     unknown = [n for n in plan.training.watch.held_out_from if n not in plan.data_names]
     if unknown:

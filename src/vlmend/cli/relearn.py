@@ -146,7 +146,7 @@ def _prepare(args: argparse.Namespace) -> Attack:
     from vlmend.evals.run import check_images
     from vlmend.judges.registry import get_judge
     from vlmend.models.generation import GenerationSettings
-    from vlmend.suites.registry import get_suite, load_suite
+    from vlmend.suites.registry import find_suite, load_suite
     from vlmend.training.adapter_settings import LoraSettings
     from vlmend.training.data.registry import load_training_data
     from vlmend.training.relearning import Attack, RelearningSettings
@@ -159,7 +159,7 @@ def _prepare(args: argparse.Namespace) -> Attack:
         lora=LoraSettings(rank=args.rank, alpha=2.0 * args.rank),
         seed=args.seed,
     )
-    spec = get_suite(args.suite.partition("=")[0].strip())
+    spec = find_suite(args.suite)
     samples = tuple(s for s in load_suite(args.suite, args.limit) if s.label == "harmful")
     if not samples:
         raise ConfigError(

@@ -23,7 +23,7 @@ from vlmend.cli.adapter_training import (
     show_course,
     show_dry_run,
 )
-from vlmend.cli.layer_ppo_plan import LayerPPOPlan, make_plan, name_of_data, require_whole
+from vlmend.cli.layer_ppo_plan import LayerPPOPlan, make_plan, require_whole
 from vlmend.cli.options import join_command, positive, split_names
 from vlmend.cli.settings_options import add_settings
 from vlmend.cli.training_plan import as_recipe
@@ -187,6 +187,7 @@ def run(args: argparse.Namespace) -> int:
 def _load_prompts(plan: LayerPPOPlan) -> _Prompts:
     """Load all prompts, hold some out, and give them what sft learns."""
     from vlmend.repairs.layer_ppo.repair import check_streams, require_answers
+    from vlmend.suites.registry import source_name
     from vlmend.training.data.held_out import group_of_example, split_held_out
     from vlmend.training.data.prompts import load_prompts
     from vlmend.training.data.registry import load_training_data
@@ -205,10 +206,10 @@ def _load_prompts(plan: LayerPPOPlan) -> _Prompts:
     watch, choose_from = plan.training.watch, dict[str, list["Example"]]()
     for stream, texts in names.by_stream().items():
         parts = {t: load_stream[stream](t, limit=names.limit, report=say) for t in texts}
-        chosen = [p for t, p in parts.items() if name_of_data(t) in watch.held_out_from]
+        chosen = [p for t, p in parts.items() if source_name(t) in watch.held_out_from]
         found[stream] = [example for part in parts.values() for example in part]
         choose_from[stream] = [example for part in chosen for example in part] or found[stream]
-        licences = {name_of_data(text): _licence(text) for text in texts}
+        licences = {source_name(text): _licence(text) for text in texts}
         prompts.about[stream] = {"licences": licences}
     if plan.training.settings.algorithm == "sft":
         found[HARMFUL] = _assign_targets(found[HARMFUL], plan)
@@ -242,10 +243,10 @@ def spread(examples: Sequence[Example], limit: int | None) -> list[Example]:
 
 
 def _licence(text: str) -> str:
-    from vlmend.suites.registry import get_suite
+    from vlmend.suites.registry import get_suite, source_name
     from vlmend.training.data.registry import data_names, get_data
 
-    name = name_of_data(text)
+    name = source_name(text)
     return get_data(name).licence if name in data_names() else get_suite(name).licence
 
 

@@ -148,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _load_data(plan: UnlearningPlan) -> _Data:
     """Load all data sets, and the items of suites whose answers the model itself must give."""
-    from vlmend.suites.registry import get_suite, load_suite, suite_names
+    from vlmend.suites.registry import get_suite, load_suite, source_name, suite_names
     from vlmend.training.data.registry import data_names, get_data, load_training_data
 
     for role in plan.settings.recipe.streams:
@@ -159,7 +159,7 @@ def _load_data(plan: UnlearningPlan) -> _Data:
             )
     data = _Data()
     for text in plan.data.forget:
-        name = text.partition("=")[0].strip()
+        name = source_name(text)
         if name in suite_names() and name not in data_names():
             data.suites[name] = load_suite(text, plan.data.limit)
             data.licences["forget"][name] = get_suite(name).licence
@@ -167,7 +167,7 @@ def _load_data(plan: UnlearningPlan) -> _Data:
         data.forget += load_training_data(text, role="forget", limit=plan.data.limit, report=say)
         data.licences["forget"][name] = get_data(name).licence
     for text in plan.data.retain:
-        name = text.partition("=")[0].strip()
+        name = source_name(text)
         data.retain += load_training_data(text, role="retain", limit=plan.data.limit, report=say)
         data.licences["retain"][name] = get_data(name).licence
     return data

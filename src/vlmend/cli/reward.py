@@ -161,12 +161,13 @@ def _preset(model: str) -> Mapping[str, Any]:
 
 
 def _load_data(names: tuple[str, ...], limit: int | None) -> _Data:
+    from vlmend.suites.registry import source_name
     from vlmend.training.data.registry import get_data, load_training_data
 
     data = _Data()
     for text in names:
         data.examples += load_training_data(text, role="preference", limit=limit, report=say)
-        name = text.partition("=")[0].strip()
+        name = source_name(text)
         data.licences[name] = get_data(name).licence
     return data
 

@@ -10,7 +10,7 @@ from vlmend.diagnosis.maps import MAPS
 from vlmend.errors import ConfigError, DataError, UnknownNameError
 from vlmend.evals.run import check_images
 from vlmend.judges.registry import get_judge
-from vlmend.suites.registry import SuiteSpec, get_suite, load_suite
+from vlmend.suites.registry import SuiteSpec, find_suite, load_suite
 from vlmend.types import Sample
 
 
@@ -137,7 +137,7 @@ def load_plan(plan: DiagnosisPlan) -> LoadedDiagnosis:
         get_judge(plan.judge)
 
     def load(name: str, limit: int | None) -> LoadedSuite:
-        spec = get_suite(name.partition("=")[0].strip())
+        spec = find_suite(name)
         get_judge(plan.judge or spec.default_judge)
         return LoadedSuite(spec.name, spec, tuple(load_suite(name, limit)))
 

@@ -23,6 +23,7 @@ from vlmend.evals.compare import (
     require_finished,
 )
 from vlmend.runs import JsonLines, encode_json_text, read_json, replacing
+from vlmend.suites.registry import source_name
 
 EXIT_ITEMS_FILE = "exit_items.jsonl"
 
@@ -273,7 +274,7 @@ def _require_exits(run: Path, exits: Mapping[str, Any]) -> None:
 def _comparable(config: Mapping[str, Any], exits: Mapping[str, Any]) -> dict[str, Any]:
     """What must be equal: items, judge, answer length and what scores answers."""
     plan = config["plan"]
-    vqa = (plan["vqa_suite"] or "").partition("=")[0].strip()
+    vqa = source_name(plan["vqa_suite"] or "")
     return {
         "suites": {name: config["suites"][name] for name in (exits["suite"], vqa) if name},
         "judge": exits["judge"],

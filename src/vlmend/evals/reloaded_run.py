@@ -16,7 +16,7 @@ from vlmend.evals.metrics import split_by_label
 from vlmend.evals.run import Cell, CellResponses, describe_prompt, hash_labels
 from vlmend.evals.stored import ITEMS_FILE, Progress, read_items, read_progress, read_responses
 from vlmend.runs import read_json
-from vlmend.suites.registry import Skip, SuiteSpec, absolute_source, get_suite, load_suite
+from vlmend.suites.registry import Skip, SuiteSpec, absolute_source, find_suite, load_suite
 from vlmend.types import Response, Sample, sha256_json
 
 
@@ -119,7 +119,7 @@ def _name_sources(sources: Sequence[str], suites: Mapping[str, Any]) -> dict[str
     """Sources by the name of their suite."""
     found: dict[str, str] = {}
     for source in sources:
-        name = get_suite(source.partition("=")[0].strip()).name
+        name = find_suite(source).name
         if name not in suites:
             raise ConfigError(
                 f"the run has no suite {name!r}, which --suite names. It has: {', '.join(suites)}."
@@ -144,7 +144,7 @@ def _load_again(run: Path, name: str, facts: Mapping[str, Any], source: str) -> 
             f"{str(run)!r} had: {_name_other_label(run, samples)}. Give the folder with the same "
             f"files as --suite {name}=FOLDER, or audit anew."
         )
-    spec = get_suite(source.partition("=")[0].strip())
+    spec = find_suite(source)
     return ReloadedSuite(spec, tuple(samples), tuple(facts["exits"]), samples.skips)
 
 

@@ -267,6 +267,25 @@ def absolute_source(text: str) -> str:
     return f"{name}={Path(behind).expanduser().resolve()}" if behind else name
 
 
+def source_name(text: str) -> str:
+    """The name of a suite or data set that is asked for as NAME or NAME=FOLDER.
+
+    Example:
+        >>> source_name("xstest"), source_name("figstep=/data/figstep")
+        ('xstest', 'figstep')
+    """
+    return text.partition("=")[0].strip()
+
+
+def find_suite(text: str) -> SuiteSpec:
+    """The suite that is asked for as NAME or NAME=FOLDER.
+
+    Raises:
+        UnknownNameError: As `get_suite`.
+    """
+    return get_suite(source_name(text))
+
+
 class FromFolder(Protocol):
     """Something that is asked for as NAME or NAME=FOLDER: a suite, or a training data set."""
 

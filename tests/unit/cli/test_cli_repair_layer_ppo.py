@@ -414,6 +414,7 @@ def test_where_scores_lie_is_read_from_the_reward_model(reward: Path, tmp_path: 
         (("--clip", "2"), "clip=2.0 (allowed: above 0, below 1)"),
         (("--held-out", "1"), "--held-out 1.0 is no share"),
         (("--held-out-from", "a,b"), "--held-out-from a,b: no prompts come from there. Allowed: "),
+        (("--held-out-from", "a", "--held-out", "0"), "--held-out-from a would be ignored"),
         (("--given", "alpaca=a"), "--given alpaca=a would be ignored: ppo with --ptx-coefficient"),
         (("--harmful", "organism/forget-txt"), "Did you mean 'organism/forget-text'"),
         (("--adapters", "per-exit", "--merge", "m"), "--merge would be ignored"),

@@ -14,7 +14,7 @@ from vlmend.evals.spot_check import spot_check, summarise_check
 from vlmend.judges.registry import get_judge
 from vlmend.models.vlm import GenerationSettings, Vlm
 from vlmend.runs import JsonLines
-from vlmend.suites.registry import get_suite, load_suite
+from vlmend.suites.registry import find_suite, load_suite
 from vlmend.types import Sample
 
 
@@ -47,7 +47,7 @@ def load_watched(names: Sequence[str], limit: int | None) -> tuple[WatchedSuite,
     """
     watched: list[WatchedSuite] = []
     for name in names:
-        spec = get_suite(name.partition("=")[0].strip())
+        spec = find_suite(name)
         samples = tuple(load_suite(name, limit))
         check_images(samples)
         watched.append(

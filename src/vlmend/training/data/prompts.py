@@ -22,7 +22,7 @@ from typing import Literal
 from vlmend.errors import ConfigError, DataError, UnknownNameError
 from vlmend.evals.run import check_images
 from vlmend.images import SUFFIXES
-from vlmend.suites.registry import SuiteSpec, get_suite, load_suite, suite_names
+from vlmend.suites.registry import SuiteSpec, find_suite, load_suite, source_name, suite_names
 from vlmend.training.data.registry import Role, data_names, get_data, load_training_data
 from vlmend.training.data.selection import Collector, Selection
 from vlmend.training.examples import Example
@@ -75,7 +75,7 @@ def load_prompts(
         DataError: Likewise; or no prompt of this role, a folder without pictures, or a picture
             that cannot be decoded.
     """
-    name = text.partition("=")[0].strip()
+    name = source_name(text)
     if name in data_names():
         examples = load_training_data(text, role=DATA_ROLES[role], limit=limit, report=report)
     elif name in suite_names():
@@ -98,7 +98,7 @@ def load_prompts(
 def _load_suite_prompts(
     text: str, role: PromptRole, limit: int | None, report: Callable[[str], None]
 ) -> list[Example]:
-    spec = get_suite(text.partition("=")[0].strip())
+    spec = find_suite(text)
     if spec.label_kind not in ("mixed", role):
         raise ConfigError(
             f"suite {spec.name!r} holds {spec.label_kind} items only, and was asked for {role} "
