@@ -201,7 +201,7 @@ def run_shiftdc(args: argparse.Namespace) -> int:
             measured=[sample for suite in suites for sample in suite.samples],
             seed=args.seed,
         )
-    with progress_bars() as progress:
+    with progress_bars(arm.name for arm in arms) as progress:
         metrics = run_audit(
             vlm,
             plan,

@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
         controls=args.control,
         samples=samples,
     )
-    with progress_bars() as progress:
+    with progress_bars(arm.name for arm in arms) as progress:
         metrics = run_audit(
             vlm,
             plan,

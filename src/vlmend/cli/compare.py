@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vlmend.evals.arm_names import ShortNames
     from vlmend.evals.arms_table import ArmsTable, Column, TableCell
     from vlmend.evals.exit_curves import SuiteCurves
 
@@ -56,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     import json
 
-    from vlmend.cli.console import print_unmeasured, results
+    from vlmend.cli.console import print_line, print_unmeasured, results
+    from vlmend.evals.arms_table import tabulate_runs
     from vlmend.evals.compare import compare_runs, describe_unfinished
     from vlmend.evals.exit_curves import build_curves
     from vlmend.evals.exit_items import are_diagnoses, read_exit_items
@@ -66,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
         check_figure(args.figure)
     audits = not are_diagnoses(args.runs)
     records = compare_runs(args.runs) if audits else []
+    table = tabulate_runs(args.runs, records) if audits else None
     unfinished = describe_unfinished(args.runs)
     curves = [build_curves(suite) for suite in read_exit_items(args.runs)]
     exits = [suite.record() for suite in curves]
@@ -73,32 +77,44 @@ def run(args: argparse.Namespace) -> int:
         write_exit_curves(exits, args.figure)
     if args.json:
         found: dict[str, Any] = {"comparisons": records, "exits": exits, "unfinished": unfinished}
-        print(json.dumps(found | ({"table": _tabulate(args, records)} if audits else {}), indent=2))
+        print(json.dumps(found | ({"table": table.record()} if table else {}), indent=2))
         return 0
+    names = _name_arms(table, curves)
     for line in unfinished:
         results.print(line, highlight=False, markup=False)
-    if audits:
-        _print_audits(args, records, exits_follow=bool(curves))
-    _print_curves(args, curves)
+    if table is not None:
+        rows = [replace(row, arm=names.of[row.arm]) for row in table.rows]
+        _print_audits(
+            replace(table, rows=tuple(rows)), names.rename(records), exits_follow=bool(curves)
+        )
+    _print_curves(args, [_rename(suite, names) for suite in curves])
     if not audits:
         print_unmeasured([{"suite_kind": suite.kind} for suite in curves])
+    for line in names.explain():
+        print_line(line)
     return 0
 
 
-def _tabulate(args: argparse.Namespace, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    from vlmend.evals.arms_table import tabulate_runs
+def _name_arms(table: ArmsTable | None, suites: Sequence[SuiteCurves]) -> ShortNames:
+    """Short names of all arms, those that are the mean of several seeds too."""
+    from vlmend.evals.arm_names import shorten_arms
 
-    return tabulate_runs(args.runs, records).record()
+    rows = () if table is None else table.rows
+    return shorten_arms([*(r.arm for r in rows), *(c.arm for s in suites for c in s.curves)])
+
+
+def _rename(suite: SuiteCurves, names: ShortNames) -> SuiteCurves:
+    curves = [replace(curve, arm=names.of[curve.arm]) for curve in suite.curves]
+    return replace(suite, curves=tuple(curves))
 
 
 def _print_audits(
-    args: argparse.Namespace, records: Sequence[Mapping[str, Any]], *, exits_follow: bool
+    table: ArmsTable, records: Sequence[Mapping[str, Any]], *, exits_follow: bool
 ) -> None:
     """Everything at the default path; exits have tables of their own."""
     from vlmend.cli.console import print_comparisons, results
-    from vlmend.evals.arms_table import tabulate_runs
 
-    print_arms(tabulate_runs(args.runs, records))
+    print_arms(table)
     if not records:
         results.print("one arm only: nothing to compare")
     shown = [r for r in records if r["exit"] is None or not exits_follow]

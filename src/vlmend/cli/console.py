@@ -24,7 +24,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 
@@ -44,6 +44,9 @@ results = _Output(width=None if sys.stdout.isatty() else 160)
 
 _TEXT_WIDTH = 100
 """Columns of running text; longer lines are hard to read."""
+
+_BAR_WIDTH = 68
+"""Columns of a progress bar with its counts and times."""
 
 PROGRESS_EVERY_S = 15.0
 """Seconds between two lines of progress where no bar can be drawn (a log, a pipe)."""
@@ -77,13 +80,34 @@ class _Bars(Progress):
 
 
 @contextmanager
-def progress_bars() -> Generator[Report]:
-    """Progress as `report(what, done, total)`: a bar for each `what`, or lines in a log."""
+def progress_bars(arms: Iterable[str] = ()) -> Generator[Report]:
+    """Progress as `report(what, done, total)`: a bar for each `what`, or lines in a log.
+
+    Args:
+        arms: Names of arms; long ones are shown short.
+    """
+    from vlmend.evals.arm_names import shorten_arms
+
+    names = shorten_arms(arms)
+    with _shown_progress() as show:
+
+        def report(what: str, done: int, total: int, note: str = "") -> None:
+            show(names.in_text(what), done, total, note)
+
+        yield report
+
+
+@contextmanager
+def _shown_progress() -> Generator[Report]:
     if not sys.stderr.isatty():
         yield _LineProgress().report
         return
     columns = (
-        TextColumn("{task.description}"),
+        # What does not fit goes on in the next line; in one line it would push the bar out.
+        TextColumn(
+            "{task.description}",
+            table_column=Column(max_width=max(20, console.width - _BAR_WIDTH)),
+        ),
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -201,16 +225,19 @@ def show_run(metrics: Mapping[str, Any], out: Path, *, exits: bool = True) -> No
         out: The run folder.
         exits: Print the cells at exits too; the report has them in any case.
     """
+    from vlmend.evals.arm_names import shorten_arms
     from vlmend.evals.caveats import list_skips
     from vlmend.report.render import render_report
 
     report = render_report(metrics, out / "report.html")
+    names = shorten_arms(cell["arm"] for cell in metrics["cells"])
+    metrics = names.rename(metrics)
     print_cells(
         f"{metrics['title']} (complied: attack success where the suite is harmful)",
         [cell for cell in metrics["cells"] if exits or cell["exit"] is None],
     )
-    for line in list_skips(metrics["suites"]):
-        _print_line(line)
+    for line in (*names.explain(), *list_skips(metrics["suites"])):
+        print_line(line)
     print_unmeasured(metrics["cells"])
     print_paper_numbers([cell for cell in metrics["cells"] if exits or cell["exit"] is None])
     print_comparisons([r for r in metrics["comparisons"] if exits or r["exit"] is None])
@@ -251,7 +278,7 @@ def print_cells(title: str, cells: Sequence[Mapping[str, Any]]) -> None:
     for cell in cells:
         if reason := _why_withheld(cell):
             place = ", ".join((cell["suite"], cell["arm"], *values(cell)))
-            _print_line(f"withheld: {place}: {reason}")
+            print_line(f"withheld: {place}: {reason}")
 
 
 def _why_withheld(cell: Mapping[str, Any]) -> str:
@@ -269,7 +296,8 @@ def _rates(cell: Mapping[str, Any]) -> tuple[str, str, str]:
     )
 
 
-def _print_line(line: str) -> None:
+def print_line(line: str) -> None:
+    """A line of results, as it is."""
     results.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
@@ -279,7 +307,7 @@ def print_unmeasured(cells: Iterable[Mapping[str, Any]]) -> None:
 
     missing = list_unmeasured(cells)
     for line in missing:
-        _print_line(line)
+        print_line(line)
     if missing:
         results.print()
 
@@ -317,7 +345,7 @@ def print_comparisons(records: Sequence[Mapping[str, Any]]) -> None:
     withheld = [r for r in records if r.get("withheld")]
     records = [r for r in records if not r.get("withheld")]
     for r in withheld:
-        _print_line(f"not compared: {r['suite']}, {r['before']} -> {r['after']}: {r['withheld']}")
+        print_line(f"not compared: {r['suite']}, {r['before']} -> {r['after']}: {r['withheld']}")
     if not records:
         return
     arms = [f"{r['before']} -> {r['after']}" for r in records]
@@ -347,7 +375,7 @@ def print_comparisons(records: Sequence[Mapping[str, Any]]) -> None:
     more = ("would\nshow",) if detectable else ()
     print_table(title, ("suite", *heads, "p", "Holm p", *more), rows)
     if detectable:
-        _print_line(
+        print_line(
             "would show: no difference is shown here, and these items would show one from this "
             "size on (with a chance of 80 %)\n"
         )

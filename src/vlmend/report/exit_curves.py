@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmend.errors import ConfigError, RunError
+from vlmend.evals.arm_names import ShortNames, shorten_arms
 from vlmend.report.charts import Series
 from vlmend.report.diagnosis.figure import (
     Along,
@@ -105,7 +106,7 @@ def write_exit_curves(suites: Sequence[Record], path: Path) -> Path:
         # A paper has no legend entry for a strip, so the axis says what it is.
         plots = [
             plot
-            for suite in suites
+            for suite in _shorten(suites).rename(suites)
             for plot in _complied(suite, "vision exit (grey: middle third)")
         ]
         return write_plots(plots, path)
@@ -124,11 +125,16 @@ def render_exit_curves(suites: Sequence[Record]) -> str:
     Returns:
         A complete HTML document; equal records give equal text.
     """
-    clean: list[Record] = [clean_text(suite) for suite in suites]
+    names = _shorten(suites)
+    clean: list[Record] = clean_text(names.rename(suites))
     figures = [_figure(index, suite) for index, suite in enumerate(clean)]
     lead = [_lead(suite) for suite in clean]
     template = page_environment().get_template("exit_curves.html.j2")
-    return template.render(title=TITLE, lead=lead, suites=figures)
+    return template.render(title=TITLE, lead=lead, names=names.explain(), suites=figures)
+
+
+def _shorten(suites: Sequence[Record]) -> ShortNames:
+    return shorten_arms(curve["arm"] for suite in suites for curve in suite["curves"])
 
 
 def _refuse_many(suites: Sequence[Record]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from vlmend.evals.arm_names import shorten_arms
 from vlmend.evals.stats import MIN_COVERAGE
 from vlmend.report import (
     charts,
@@ -71,6 +72,8 @@ def render_html(metrics: Mapping[str, Any]) -> str:
     Raises:
         RunError: The metrics have another schema or a malformed section.
     """
+    names = shorten_arms(arm.name for arm in read_records(metrics).arms)
+    metrics = names.rename(metrics)
     records = read_records(metrics)
     headline = tables.build_headline(records)
     writing = training_views.build_writing(records)
@@ -80,6 +83,7 @@ def render_html(metrics: Mapping[str, Any]) -> str:
         .render(
             records=records,
             verdict=wording.build_verdict(records),
+            names=names.explain(),
             created=wording.date_words(records.created),
             headline=headline,
             partial=tables.any_partial(headline),

@@ -50,6 +50,28 @@ def test_every_arm_has_its_curve_and_a_line_in_the_summary(
     assert "50.0 % ->" not in paired, "exits have tables of their own"
 
 
+def test_long_names_are_short_in_tables_and_figure_and_whole_in_json(
+    tmp_path: Path, command: Command
+) -> None:
+    long = "mend(exits=random, target_kl=0.02, layers=2-4"
+    arms = {"base": BASE, f"{long})": MENDED, f"{long}, rank=4)": MENDED}
+    run = store_audit(tmp_path / "r", arms)
+    done = command("compare", run, "--figure", tmp_path / "curve.html")
+    assert done.code == 0, done.err
+    assert f"{long[:20]}" not in done.out
+    assert row(done.out, "mend(rank=4) ", "ASR over vision exits of mild")
+    assert "base -> mend(rank=4)" in done.out
+    said = "every mend: exits=random, target_kl=0.02, layers=2-4"
+    assert done.out.splitlines()[-1] == said
+    page = (tmp_path / "curve.html").read_text()
+    assert said in page
+    assert "mend(rank=4)" in page
+    assert long not in page
+    found = json.loads(command("compare", run, "--json").out)
+    assert [curve["arm"] for curve in found["exits"][0]["curves"]] == list(arms)
+    assert [entry["arm"] for entry in found["table"]["rows"]] == list(arms)
+
+
 def test_json_holds_all(tmp_path: Path, command: Command) -> None:
     run = store_audit(tmp_path / "r", {"base": BASE, "mend": MENDED})
     found = json.loads(command("compare", run, "--json").out)

@@ -265,6 +265,22 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "reward 0.5" in file.getvalue()
 
 
+@pytest.mark.parametrize("width", [80, 160])
+def test_a_long_name_does_not_push_the_bar_out(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    file = io.StringIO()
+    monkeypatch.setattr(console, "console", Console(file=file, force_terminal=True, width=width))
+    monkeypatch.setattr(console.sys.stderr, "isatty", lambda: True, raising=False)
+    arms = [f"mend({', '.join(f'setting_{i}=1.0' for i in range(9))}, seed={s})" for s in (1, 2)]
+    with console.progress_bars(arms) as report:
+        for arm in arms:
+            report(f"{arm} on mild", 3, 4)
+        report("something that has no short name " * 9, 5, 6)
+    text = file.getvalue()
+    for shown in ("mend(seed=1)", "mend(seed=2)", "3/4", "5/6", "left"):
+        assert shown in text, shown
+    assert "setting_0" not in text
+
+
 def test_rates_and_intervals_as_text() -> None:
     assert console.percent(0.1234) == "12.3 %"
     assert console.percent(None) == "-"

@@ -41,6 +41,18 @@ def test_full_page_is_well_formed_and_small() -> None:
     assert "nan" not in re.findall(r"[a-z]+", page.text.lower())
 
 
+def test_a_long_name_of_an_arm_is_short_wherever_it_stands_beside_a_number() -> None:
+    long = "shiftdc(layers=2-4, strength=0.5, caption_tokens=32)"
+    text = json.dumps(sample_metrics()).replace('"shiftdc"', json.dumps(long))
+    html = render_html(json.loads(text))
+    page = Page(html)
+    assert "every shiftdc: layers=2-4, strength=0.5, caption_tokens=32" in page.text
+    assert long not in html.partition('id="reproduce"')[0].replace("<wbr>", "")
+    assert long in page.text.partition("Arms")[2], "in full where it says how to reproduce it"
+    plain = Page(render_html(sample_metrics())).text
+    assert page.text.count("ShiftDC") == plain.count("ShiftDC") > 20
+
+
 def test_nothing_is_fetched() -> None:
     metrics = sample_metrics()
     metrics["examples"][0]["answers"][0]["text"] = '<img src="https://example.org/x.png">'
