@@ -50,6 +50,9 @@ so that seeds differ in training alone."""
 _SHOWN_STEPS = 5
 """Steps whose mean is shown while the model trains: one step is noisy."""
 
+_FEW_REFUSALS = 0.05
+"""Share of harmful prompts refused at the start, below which fine-tuning first is advised."""
+
 _SHOWN_TERMS = (
     ("reward_harmful", "reward, harmful {:.2f}"),
     ("reward_benign", "benign {:.2f}"),
@@ -365,6 +368,7 @@ def _finish(vlm: Vlm, repair: LayerPPO, args: argparse.Namespace) -> None:
     show_course(repair.facts_)
     for training in repair.facts_.get("trainings", [repair.facts_]):
         _show_checks(training)
+        _note_few_refusals(training, repair.settings)
     say(f"{repair.name} saved in {args.out}. Measure it with vlmend audit --repair {args.out}")
     merge_adapter(vlm, repair.weights_, args.merge)
 
@@ -395,6 +399,18 @@ def _show_checks(facts: Mapping[str, Any]) -> None:
     title = f"Held-out prompts{where} ({counts})"
     print_table(title, (*heads, "incoherent", "perplexity", "words"), rows)
     say(f"kept: {facts['choice']}.")
+
+
+def _note_few_refusals(facts: Mapping[str, Any], settings: LayerPPOSettings) -> None:
+    """Say so where a policy that learns from what it samples had hardly a refusal to learn from."""
+    checks = facts.get("checks")
+    if not checks or settings.algorithm == "sft" or checks[0]["refusal_harmful"] >= _FEW_REFUSALS:
+        return
+    say(
+        f"note: {checks[0]['refusal_harmful']:.1%} of held-out harmful prompts were refused at the "
+        "start, and what is hardly ever sampled is hardly ever rewarded. A model that was "
+        "fine-tuned first (--algorithm sft --merge FOLDER) learns to refuse in fewer steps."
+    )
 
 
 def _number(value: float | None) -> str:

@@ -68,6 +68,7 @@ def test_a_saved_model_is_trained_at_its_exits_and_audited(
     assert "layer-ppo(exits=random, max_new_tokens=3, rank=2) saved in" in done.err
     assert "kept: " in done.err
     assert "Held-out prompts (2 harmful, 2 benign)" in done.out
+    assert "note: 0.0% of held-out harmful prompts were refused at the start" in done.err
     facts = read_json(out / "vlmend.json")
     assert (facts["kind"], facts["modality"]) == ("layer-ppo", "pictures")
     assert facts["data"]["benign"]["licences"] == {"organism/retain-pictures": "Apache-2.0"}
@@ -113,9 +114,10 @@ def test_sft_needs_no_reward_model_and_merges(
     saved: Saved, tmp_path: Path, command: Command
 ) -> None:
     out, merged = tmp_path / "mend", tmp_path / "merged"
-    options = ("--algorithm", "sft", "--exits", "1-2", "--held-out", 0, "--merge", merged)
-    done = command(*words(saved("llava"), out, *options))
+    options = ("--algorithm", "sft", "--exits", "1-2", "--held-out", 0.4, "--merge", merged)
+    done = command(*words(saved("llava"), out, *options, "--watch-limit", 2))
     assert done.code == 0, done.err
+    assert "refused at the start" not in done.err
     assert "layer-sft(exits=1-2" in done.err
     assert "merged model saved in" in done.err
     assert "harmful" in describe_steps(
