@@ -368,7 +368,8 @@ def _finish(vlm: Vlm, repair: LayerPPO, args: argparse.Namespace) -> None:
     show_course(repair.facts_)
     for training in repair.facts_.get("trainings", [repair.facts_]):
         _show_checks(training)
-        _note_few_refusals(training, repair.settings)
+        if note := note_few_refusals(training, repair.settings.algorithm):
+            say(note)
     say(f"{repair.name} saved in {args.out}. Measure it with vlmend audit --repair {args.out}")
     merge_adapter(vlm, repair.weights_, args.merge)
 
@@ -401,15 +402,23 @@ def _show_checks(facts: Mapping[str, Any]) -> None:
     say(f"kept: {facts['choice']}.")
 
 
-def _note_few_refusals(facts: Mapping[str, Any], settings: LayerPPOSettings) -> None:
-    """Say so where a policy that learns from what it samples had hardly a refusal to learn from."""
-    checks = facts.get("checks")
-    if not checks or settings.algorithm == "sft" or checks[0]["refusal_harmful"] >= _FEW_REFUSALS:
-        return
-    say(
-        f"note: {checks[0]['refusal_harmful']:.1%} of held-out harmful prompts were refused at the "
-        "start, and what is hardly ever sampled is hardly ever rewarded. A model that was "
-        "fine-tuned first (--algorithm sft --merge FOLDER) learns to refuse in fewer steps."
+def note_few_refusals(facts: Mapping[str, Any], algorithm: str) -> str:
+    """Advice where a policy that learns from what it samples had hardly a refusal to learn from.
+
+    Example:
+        >>> note_few_refusals({"checks": [{"refusal_harmful": 0.023}]}, "ppo")[:45]
+        'note: 2.3% of held-out harmful prompts were r'
+        >>> note_few_refusals({"checks": [{"refusal_harmful": None}]}, "ppo")
+        ''
+    """
+    first = next(iter(facts.get("checks") or ()), {})
+    refused = first.get("refusal_harmful")
+    if algorithm == "sft" or refused is None or refused >= _FEW_REFUSALS:
+        return ""
+    return (
+        f"note: {refused:.1%} of held-out harmful prompts were refused at the start, and what is "
+        "hardly ever sampled is hardly ever rewarded. A model that was fine-tuned first "
+        "(--algorithm sft --merge FOLDER) learns to refuse in fewer steps."
     )
 
 
