@@ -58,7 +58,7 @@ def test_long_names_are_short_in_tables_and_figure_and_whole_in_json(
     run = store_audit(tmp_path / "r", arms)
     done = command("compare", run, "--figure", tmp_path / "curve.html")
     assert done.code == 0, done.err
-    assert f"{long[:20]}" not in done.out
+    assert long not in done.out
     assert row(done.out, "mend(rank=4) ", "ASR over vision exits of mild")
     assert "base -> mend(rank=4)" in done.out
     said = "every mend: exits=random, target_kl=0.02, layers=2-4"
